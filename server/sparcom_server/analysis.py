@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sparcom_data.errors import MissingExtraError, SparcomError
+from sparcom_data.storage import partial_name
 from sparcom_server.archives.store import ArchiveStore
 from sparcom_server.database.tables import JobRow
 
@@ -47,9 +48,11 @@ class Analyses:
             AnalysisFailedError: it failed; the reason is what `sparcom analyze` says.
         """
         base, *tuned = [str(self._archives.path(part.archive)) for part in job.parts]
-        output = self.folder / job.id
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "sparcom_cli", "analyze", base, "--output", str(output)]
+        for left in self.folder.glob(f"{job.id}*"):  # by a run that was interrupted
+            shutil.rmtree(left, ignore_errors=True)
+        output = partial_name(self.path(job.id))  # an interrupted run that still lives has another
+        command = [str(Path(sys.executable).with_name("sparcom")), "analyze", base, "--output", str(output)]
         process = await asyncio.create_subprocess_exec(
             *command,
             *(["--tuned", *tuned] if tuned else []),
@@ -67,6 +70,7 @@ class Analyses:
             last = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
             logger.error("the analysis of extraction %s failed: %s", job.id, said.decode(errors="replace"))
             raise AnalysisFailedError(f"the archives are complete, but their analysis failed: {last[0]}")
+        output.rename(self.path(job.id))
 
     def path(self, job_id: str) -> Path:
         """Return the folder of a job's results."""

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import Depends, FastAPI
 
@@ -14,6 +13,7 @@ from sparcom_data.errors import SparcomError
 from sparcom_server.errors import install_handlers
 from sparcom_server.http.body_limit import BodyLimit
 from sparcom_server.http.headers import add_headers
+from sparcom_server.http.openapi import compose
 from sparcom_server.http.site_check import SiteCheck
 from sparcom_server.http.upload_body import FORM_BYTES
 from sparcom_server.observe.requests import RequestLog
@@ -21,8 +21,6 @@ from sparcom_server.observe.tracing import start_tracing
 from sparcom_server.protocols import ModelSource
 from sparcom_server.routes import archives, extractions, files, keys, results, system
 from sparcom_server.routes.common import get_principal
-from sparcom_server.schemas.reports import Problem
-from sparcom_server.schemas.requests import ExtractionRequest
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
 
@@ -64,7 +62,7 @@ def create_app(
     app.include_router(system.public)
     for module in (extractions, results, files, archives, keys, system):
         app.include_router(module.router, dependencies=[Depends(get_principal)])
-    _add_request_schema(app)
+    compose(app)
     uploads = {files.router.prefix: settings.max_file_bytes + FORM_BYTES}
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds, uploads=uploads)
     hosts = (settings.host, *settings.allowed_hosts)
@@ -75,17 +73,3 @@ def create_app(
     app.build_middleware_stack = lambda: add_headers(stack(), settings.cors_origins)  # type: ignore[method-assign]
     install_handlers(app)
     return app
-
-
-def _add_request_schema(app: FastAPI) -> None:
-    # The route reads its body itself: FastAPI would validate a large one on the event loop, for seconds.
-    original = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = original()
-        schema = ExtractionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-        document["components"]["schemas"] |= schema.pop("$defs", {}) | {"ExtractionRequest": schema}
-        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

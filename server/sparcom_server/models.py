@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 1.0  # between two health checks of the engines
 CLOSE_SECONDS = 30.0  # for one engine to close
+FIRST_STARTS = 1  # failed first starts of a model before it counts as failed
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 60.0  # before a restart
 STABLE_SECONDS = 600.0  # an engine that lived longer did not die in a row
 
@@ -122,6 +123,8 @@ class ModelPool:
         """
         async with self._lock:
             model = self._models[name]
+            if error := self.failure or model.error:
+                raise error
             await self._bury_dead(name)
             if model.engine is None:
                 await self._make_room(name)
@@ -230,11 +233,14 @@ class ModelPool:
             self._on_restart(name)
 
     async def _count_death(self, name: str, error: SparcomError) -> None:
-        """Pause before the next start, or give up: on the model if it never ran, else on the service."""
+        """Pause before the next start, or give up: on a later model if it never ran, else on the service."""
         model = self._models[name]
         model.deaths += 1
-        if model.facts is None:
-            model.error = error
+        if model.facts is None and name in list(self._models)[: self._max_loaded]:
+            self._fail(error)  # jobs wait for the next start of the service
+            raise error
+        if model.facts is None:  # it never ran
+            model.error = error if model.deaths > FIRST_STARTS else None
             return
         if model.deaths > self._max_restarts:
             model.loading = False

@@ -70,7 +70,9 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Remember the signal if models are loading."""
+        """Remember the signal if models are loading. End at once on a second one: nothing on disk depends on the rest."""
+        if self.should_exit:
+            os._exit(128 + sig)
         if self.service.models.loading:
             self.interrupted = self.interrupted or sig
         super().handle_exit(sig, frame)

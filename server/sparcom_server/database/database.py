@@ -42,6 +42,10 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
+class DatabaseError(StorageError):
+    """The database failed; nothing was changed."""
+
+
 class Database:
     """Connections to one database with up-to-date tables.
 
@@ -69,13 +73,13 @@ class Database:
         """Run `work` in one transaction: all of its changes are made, or none. Blocks.
 
         Raises:
-            StorageError: the database failed.
+            DatabaseError: the database failed.
         """
         try:
             with Session(self._writer if writes else self._reader, expire_on_commit=False) as session, session.begin():
                 return work(session)
         except SQLAlchemyError as error:
-            raise StorageError(f"the database failed: {str(error).splitlines()[0]}") from error
+            raise DatabaseError(f"the database failed: {str(error).splitlines()[0]}") from error
 
     async def write(self, work: Callable[[Session], T]) -> T:
         """Run `transaction` in the thread of writes."""

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sparcom_data.errors import DiskFullError, EngineError, InvalidInputError, SparcomError, StorageError
+from sparcom_data.errors import DiskFullError, EngineError, InvalidInputError, SparcomError
 from sparcom_data.progress import Progress
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.spans import span
 from sparcom_server.archives.store import ArchiveStore
-from sparcom_server.database.database import now
+from sparcom_server.database.database import DatabaseError, now
 from sparcom_server.database.tables import JobRow, PartRow
 from sparcom_server.jobs.outcome import PartFacts, close_cancelled, part_facts, read_failures
 from sparcom_server.jobs.store import Batch, JobStore
@@ -31,6 +31,7 @@ from sparcom_server.schemas.reports import JobError, JobState
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0  # until a job that the disk stopped is tried again
+SETTLE_SECONDS = 3.0  # until an engine that failed is taken for alive
 
 ProgressObserver = Callable[[Progress, Progress], None]
 """Called with the previous and the new snapshot, for every step of every job."""
@@ -112,7 +113,10 @@ class JobRunner:
             self._task.cancel()
             await asyncio.wait({self._task})
         if running:
-            await self._jobs.requeue(running.job_id, STOPPED)
+            try:
+                await self._jobs.requeue(running.job_id, STOPPED)
+            except DatabaseError:
+                logger.exception("the next start queues extraction %s again", running.job_id)
 
     async def cancel(self, job: JobRow) -> None:
         """End a job that is marked as cancelling: now, or soon if it runs."""
@@ -122,16 +126,20 @@ class JobRunner:
             self._running.extraction.cancel()
 
     async def _work(self) -> None:
-        await self._jobs.recover()
+        interrupted = True  # jobs may be marked as running, but none is
         while not self._stopping:
             self._jobs.wake.clear()
             try:
+                if interrupted:
+                    await self._jobs.recover()
+                    interrupted = False
                 job = await self._choose()
                 if job is not None:
                     await self._advance(job)
                     continue
-            except StorageError:  # of the database
-                logger.exception("the job queue stalls")
+            except DatabaseError:
+                logger.exception("the job queue waits for the database")
+                interrupted = True
             try:
                 await asyncio.wait_for(self._jobs.wake.wait(), RETRY_SECONDS)
             except TimeoutError:
@@ -168,7 +176,7 @@ class JobRunner:
                 await self._complete(job)
             else:
                 await self._run_part(job, part)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, DatabaseError):
             raise
         except DiskFullError as error:
             logger.warning("extraction %s waits: %s", job.id, error)
@@ -248,9 +256,8 @@ class JobRunner:
             with span("run", model=part.model):
                 progress = await extraction.run(report)
         except EngineError as error:
-            engine_lives = part.model in self._models.loaded
             await recorder.close()
-            if engine_lives:
+            if await self._engine_lives(part.model):
                 raise
             await self._jobs.engine_died(job.id, extraction.in_flight, batch.suspects)
             await self._engine_failed(job, error)
@@ -268,6 +275,15 @@ class JobRunner:
         job = await self._jobs.record(job.id, part.number, ended, "cancelled" if progress.cancelled else "complete")
         if job.state != "cancelling" and next_part(job) is not None:
             await self._jobs.requeue(job.id, f"{part.model} is done; waits for {job.tuned}")
+
+    async def _engine_lives(self, model: str) -> bool:
+        """Return whether an engine is alive after an error. A call may fail before vLLM notices that it is not."""
+        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        while model in self._models.loaded:
+            if asyncio.get_running_loop().time() > deadline:
+                return True
+            await asyncio.sleep(0.1)
+        return False
 
     async def _require_same_tokens(self, job: JobRow, batch: Batch) -> None:
         """Check that both models' tokenizers give the same prompts, before either runs."""
@@ -355,7 +371,10 @@ class _Recorder:
     async def _write(self) -> None:
         while self._written is not self.latest:
             progress = self.latest
-            await self._jobs.record(self._job_id, self._number, progress)
+            try:
+                await self._jobs.record(self._job_id, self._number, progress)
+            except DatabaseError as error:  # a later snapshot holds the same
+                logger.warning("progress of extraction %s is not recorded: %s", self._job_id, error)
             self._written = progress
 
 

@@ -48,10 +48,10 @@ class JobFilter:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Instructions of a job. suspects: indices that run alone. killers: indices that killed the engine too often."""
+    """Instructions of a job. suspects: indices that run alone, those that saw the engine die alone first. killers: indices that killed the engine too often."""
 
     instructions: tuple[Instruction, ...]
-    suspects: frozenset[int]
+    suspects: tuple[int, ...]
     killers: frozenset[int]
 
 
@@ -224,15 +224,16 @@ class JobStore:
 
         def work(session: Session) -> Batch:
             query = select(InstructionRow).where(InstructionRow.job_id == job_id).order_by(InstructionRow.number)
-            bodies, suspects, killers = [], set(), set()
+            bodies, suspects, killers = [], dict[int, int](), set()
             for row in session.scalars(query.execution_options(yield_per=BATCH)):
                 bodies.append(Instruction.model_validate_json(row.body))
                 if row.deaths >= MAX_DEATHS:
                     killers.add(row.number)
                 elif row.suspect:
-                    suspects.add(row.number)
+                    suspects[row.number] = row.deaths
                 session.expunge(row)
-            return Batch(tuple(bodies), frozenset(suspects), frozenset(killers))
+            first = sorted(suspects, key=lambda number: -suspects[number])
+            return Batch(tuple(bodies), tuple(first), frozenset(killers))
 
         return await self._database.read(work)
 
@@ -309,6 +310,8 @@ class JobStore:
         """
 
         def work(session: Session, job: JobRow) -> None:
+            if job.state not in UNFINISHED:  # ended by another request
+                return
             job.state, job.finished = state, now()
             job.reason = job.reason if state == "cancelled" else None
             job.failures = list(failures)

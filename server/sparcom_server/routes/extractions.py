@@ -27,10 +27,6 @@ from sparcom_server.schemas.reports import ERRORS, UNFINISHED, JobPage, JobRepor
 
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=ERRORS)
 
-REQUEST_BODY = {  # create_app defines the schema
-    "required": True,
-    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ExtractionRequest"}}},
-}
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -42,7 +38,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post("", status_code=202, openapi_extra={"requestBody": REQUEST_BODY})
+@router.post("", status_code=202)
 async def submit(
     request: Request,
     service: ServiceDep,

@@ -16,10 +16,6 @@ from sparcom_server.schemas.requests import KeyRequest
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=ERRORS, dependencies=[AdminOnly])
 
-_SCHEMA = KeyRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-_SCHEMA.pop("$defs")  # those of KeyReport, too
-REQUEST_BODY = {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}
-
 
 async def _key_request(request: Request) -> KeyRequest:
     # A parameter of the route would be read before the client's key is checked.
@@ -29,7 +25,7 @@ async def _key_request(request: Request) -> KeyRequest:
         raise RequestValidationError(error.errors(include_url=False)) from None
 
 
-@router.post("", status_code=201, openapi_extra={"requestBody": REQUEST_BODY})
+@router.post("", status_code=201)
 async def post_key(body: Annotated[KeyRequest, Depends(_key_request)], service: ServiceDep) -> NewKeyReport:
     """Create an API key. The response alone holds it. From the first key on, every request needs one."""
     new = await service.database.write(lambda session: create_key(session, body))
