@@ -147,7 +147,7 @@ class Extraction:
 
     def _limit_time(self) -> None:
         """Limit the time of a suspended run, once it runs."""
-        if self._suspending:
+        if self._suspending and self._limit.when() is None:
             self._limit.reschedule(asyncio.get_running_loop().time() + SUSPEND_SECONDS)
 
     def _in_time(self) -> bool:

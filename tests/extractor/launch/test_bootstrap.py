@@ -8,7 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from sparcom_extractor.launch.bootstrap import SubprocessBootstrap, let_vllm_scan_llvmlite
 
@@ -43,22 +47,64 @@ def test_it_does_nothing_in_the_parent() -> None:
     assert os.getpgrp() == group
 
 
-def test_a_child_leaves_the_group_and_ends_with_its_parent(tmp_path: Path) -> None:
-    """Ctrl-C does not reach the engine's process, and the process ends if its parent is killed."""
+@contextmanager
+def _family(tmp_path: Path, receiver: str = RECEIVER) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """Start a parent with a child that runs `receiver`. Yield the parent, and the child's id and output."""
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path / "bootstrap"), RECEIVER],
+        [sys.executable, "-c", PARENT, str(tmp_path / "bootstrap"), receiver],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as parent:
         assert parent.stdout is not None
-        pid, left, capture = parent.stdout.readline().split()
+        yield parent, parent.stdout.readline().split()
+        parent.kill()
+
+
+def _assert_ends(pid: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and _runs(pid):
+        time.sleep(0.01)
+    assert not _runs(pid), "it outlived its parent"
+
+
+def test_a_child_leaves_the_group_and_ends_with_its_parent(tmp_path: Path) -> None:
+    """Ctrl-C does not reach the engine's process, and the process ends if its parent is killed."""
+    with _family(tmp_path) as (parent, (pid, left, capture)):
         assert (left, capture) == ("True", "True")
         parent.send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and _runs(int(pid)):
-            time.sleep(0.1)
-        assert not _runs(int(pid)), "the child outlived its parent"
+        _assert_ends(int(pid))
+
+
+@pytest.mark.parametrize(
+    "state", ["while True: pass", "os.kill(os.getpid(), signal.SIGSTOP)", "import ctypes; ctypes.PyDLL(None).sleep(60)"]
+)
+def test_a_busy_or_stuck_child_ends_too(state: str, tmp_path: Path) -> None:
+    """In a loop that ignores SIGTERM, stopped, or in a call that holds the interpreter lock."""
+    receiver = RECEIVER.replace(
+        "time.sleep(60)", "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + state
+    )
+    with _family(tmp_path, receiver) as (parent, (pid, *_)):
+        parent.send_signal(signal.SIGKILL)
+        _assert_ends(int(pid))
+
+
+@pytest.mark.parametrize("killed", ["starter", "core"])
+def test_a_worker_ends_with_the_core_and_with_the_starter(killed: str, tmp_path: Path) -> None:
+    """A grandchild, like a worker below the engine's core, ends when either of the two above it is killed."""
+    core = f"""{RECEIVER.replace("time.sleep(60)", "")}
+import subprocess
+worker = subprocess.Popen([sys.executable, "-c", {RECEIVER!r}, sys.argv[1]], stdout=subprocess.PIPE, text=True)
+open(sys.argv[1] + ".worker", "w").write(f"{{worker.pid}} {{worker.stdout.readline()}}")
+time.sleep(60)
+"""
+    with _family(tmp_path, core) as (parent, (pid, *_)):
+        said = tmp_path / "bootstrap.worker"
+        while not (said.exists() and said.read_text().endswith("\n")):
+            time.sleep(0.01)
+        os.kill(parent.pid if killed == "starter" else int(pid), signal.SIGKILL)
+        _assert_ends(int(pid))
+        _assert_ends(int(said.read_text().split()[0]))
 
 
 STARTER = """
