@@ -38,7 +38,7 @@ ProgressObserver = Callable[[Progress, Progress], None]
 
 
 class Observer(Protocol):
-    """What the runner reports; see `Metrics`."""
+    """Receives the progress and the end of jobs; see `Metrics`."""
 
     def observe(self, before: Progress, after: Progress) -> None: ...
     def job_started(self, seconds: float) -> None: ...

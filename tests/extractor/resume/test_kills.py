@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -13,22 +12,16 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from undisturbed import assert_like, small_chunks_environment
 
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import SparcomError
 from sparcom_data.instructions import Instruction
-from sparcom_data.schema import State
-from sparcom_data.verify import verify_archive
 from sparcom_hexainst.build.synthetic import synthetic_instructions
 
 KILLS = 15  # per granularity
 CORE, WORKER = "VLLM::EngineCore", "VLLM::Worker"
 SECONDS = 300.0
-DIFFERING = 1e-6  # of the bits: batches differ, and so does rounding
-SMALL_CHUNKS = """
-from sparcom_data.schema import layout
-layout.MAX_CHUNK_TOKENS, layout.COUNT_CHUNK_BYTES = 256, 1 << 13
-"""
 OPTIONS = ["--positions", "all", "--max-tokens", "24", "--max-num-seqs", "4", "--max-num-batched-tokens", "64"]
 
 
@@ -36,13 +29,11 @@ class Command:
     """Starts `sparcom extract --resume`, in all its processes with chunks of few instructions."""
 
     def __init__(self, folder: Path, model: Path, instructions: list[Instruction], granularity: str) -> None:
-        (folder / "sitecustomize.py").write_text(SMALL_CHUNKS)
         self.source = folder / "in.jsonl"
         self.source.write_text("".join(f"{item.model_dump_json(exclude_none=True)}\n" for item in instructions))
         self.log = folder / "log"
         self._arguments = ["--model", str(model), "--kv-cache-gib", "0.25", "--granularity", granularity, *OPTIONS]
-        path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+        self._environment = small_chunks_environment(folder)
 
     def start(self, output: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "sparcom_cli", "extract", "--resume", "--output", str(output)]
@@ -121,23 +112,5 @@ def test_kills_lose_and_double_nothing(
     record_property("killed", killed)
     assert complete_in(output) < len(instructions), "the kills must hit running jobs"
     archive = command.run(output)
-    assert [check.findings for check in verify_archive(archive, None) if not check.passed] == []
-    assert archive.attributes.state == "complete"
-    assert archive.instructions.id == [item.id for item in instructions]
-    assert set(archive.instructions.state.tolist()) == {State.COMPLETE}
-    assert archive.strings("response") == expected.strings("response")
-    assert archive.instructions.token_length.tolist() == expected.instructions.token_length.tolist()
-    assert_equal_values(archive, expected)
+    assert_like(archive, expected)
     assert list(tmp_path.rglob("*.partial")) == []
-
-
-def assert_equal_values(archive: Archive, expected: Archive) -> None:
-    if archive.granularity == "count":
-        counts, others = (one.read_counts(0, len(one.instructions)).astype(np.int64) for one in (archive, expected))
-        bits = int(archive.instructions.token_length.sum()) * archive.layers * archive.neurons
-        assert int(np.abs(counts - others).sum()) <= DIFFERING * bits
-        return
-    assert all(map(np.array_equal, archive.read_tokens(0, archive.tokens), expected.read_tokens(0, expected.tokens)))
-    masks, others = (one.read_active(0, one.tokens) for one in (archive, expected))  # reserved rows included
-    differing = int(np.bitwise_count(masks ^ others).sum())
-    assert differing <= DIFFERING * masks.shape[0] * archive.layers * archive.neurons, differing

@@ -130,7 +130,9 @@ VALUES = (
 @settings(max_examples=300, deadline=None)
 @given(
     method=st.sampled_from(["GET", "HEAD", "POST", "DELETE"]),
-    path=st.sampled_from(["/v1/archives/rand/zarr/zarr.json", "/v1/archives/rand", "/v1/extractions", "/v1/models", "/"]),
+    path=st.sampled_from(
+        ["/v1/archives/rand/zarr/zarr.json", "/v1/archives/rand", "/v1/extractions", "/v1/models", "/"]
+    ),
     headers=st.lists(st.tuples(st.sampled_from([name.encode() for name in NAMES]), VALUES), max_size=4),
 )
 def test_no_header_breaks_the_service(app: App, method: str, path: str, headers: list[tuple[bytes, bytes]]) -> None:

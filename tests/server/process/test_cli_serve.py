@@ -56,7 +56,8 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(seen["s"]) == ["n"]
     assert made == [
         {
-            "model": "m", "name": "n", "metrics": True, "dtype": "float32", "max_model_len": 5, "max_num_batched_tokens": 6,
+            "model": "m", "name": "n", "metrics": True, "dtype": "float32",
+            "max_model_len": 5, "max_num_batched_tokens": 6,
             "max_num_seqs": 7, "gpu_memory_utilization": None, "kv_cache_gib": 0.5,
             "tensor_parallel_size": 2, "pipeline_parallel_size": 1, "revision": "v1", "quantization": "fp8",
         }
