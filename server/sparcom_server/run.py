@@ -70,7 +70,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Remember the signal if models are loading. End at once on a second one: nothing on disk depends on the rest."""
+        """Remember the signal if models are loading. A second one ends the process at once; jobs continue later."""
         if self.should_exit:
             os._exit(128 + sig)
         if self.service.models.loading:
