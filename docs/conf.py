@@ -40,7 +40,10 @@ exclude_patterns = ["_build", "Thumbs.db"]
 nitpicky = True
 # Docstrings state shapes and units where Sphinx expects the name of a class, and types of other projects need a network
 # to look up. So only full names of the project's own classes are checked.
-nitpick_ignore_regex = [("py:(class|data|obj|func|meth)", r"(?!sparcom_).*")]
+nitpick_ignore_regex = [
+    ("py:(class|data|obj|func|meth)", r"(?!sparcom_).*"),
+    ("py:class", r"sparcom_client\.effects\..*|sparcom_data\.progress\.Progress"),  # of no use to readers
+]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
