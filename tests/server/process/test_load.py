@@ -21,7 +21,7 @@ def test_idle_sockets_and_streams_harm_no_job(process: Callable[..., Any]) -> No
     Streams beyond the limit get 503; the open ones see the job's end.
     """
     raise_descriptor_limit()
-    running = process(descriptors=1024, pause=0.005)
+    running = process(descriptors=1024, pause=0.05)
     batch = [{"id": f"i{n}", "text": "a b"} for n in range(COUNT)]
     job = httpx.post(f"{running.url}/v1/extractions", json={"archive": "a", "instructions": batch}).json()
     path = f"/v1/extractions/{job['id']}"
