@@ -195,7 +195,7 @@ class Service:
 
     async def position(self, job: JobRow) -> int | None:
         """Return the number of jobs that run before this one; None unless it is queued."""
-        return (await self.jobs.positions()).get(job.id) if job.state == "queued" else None
+        return (await self.jobs.positions()).get(job.id, 0) if job.state == "queued" else None
 
     async def _sweep(self) -> None:
         await asyncio.to_thread(sweep, self.archives.folder)

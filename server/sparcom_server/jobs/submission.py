@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
@@ -20,7 +19,7 @@ from sparcom_server.database.database import now
 from sparcom_server.database.tables import ArchiveRow, InstructionRow, JobRow, MetadataRow, PartRow
 from sparcom_server.errors import IdempotencyError
 
-BATCH = 1000  # instructions per INSERT
+BATCH, BATCH_CHARACTERS = 1000, 4_000_000  # instructions and their characters per INSERT
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +103,15 @@ def name_taken(stored: str, job_id: str | None) -> ArchiveExistsError:
 
 def insert_instructions(session: Session, job_id: str, instructions: Iterable[Instruction]) -> int:
     """Insert instructions a batch at a time, and return their number."""
-    rows: Iterator[dict[str, object]] = (
-        {"job_id": job_id, "number": number, "body": item.model_dump_json(exclude_defaults=True), "deaths": 0}
-        for number, item in enumerate(instructions)
-    )
-    total = 0
-    while batch := list(islice(rows, BATCH)):
+    batch: list[dict[str, object]] = []
+    number = characters = 0
+    for number, item in enumerate(instructions, start=1):
+        body = item.model_dump_json(exclude_defaults=True)
+        batch.append({"job_id": job_id, "number": number - 1, "body": body, "deaths": 0})
+        characters += len(body)
+        if len(batch) == BATCH or characters >= BATCH_CHARACTERS:
+            session.execute(insert(InstructionRow), batch)
+            batch, characters = [], 0
+    if batch:
         session.execute(insert(InstructionRow), batch)
-        total += len(batch)
-    return total
+    return number

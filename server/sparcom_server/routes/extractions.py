@@ -88,7 +88,7 @@ async def list_jobs(
     )
     jobs, has_more = await service.jobs.list_jobs(principal, wanted, limit, after)
     positions = await service.jobs.positions() if any(job.state == "queued" for job in jobs) else {}
-    shown = [describe.job(job, positions.get(job.id)) for job in jobs]
+    shown = [describe.job(job, positions.get(job.id, 0)) for job in jobs]
     return JobPage(**page(shown, [job.id for job in jobs], has_more))
 
 
