@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ COUNT = 120
 @pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_kills_lose_and_double_nothing(process: Callable[..., Any], kills: int) -> None:
     """After each SIGKILL the jobs continue. At the end they and their archives are as if nothing had happened."""
-    rng = random.Random(kills)
+    rng = np.random.default_rng(kills)
     batch = [{"id": f"i{n}", "text": " ".join(["a"] * (1 + n % 5))} for n in range(COUNT)]
     running = process(pause=0.02)
     jobs = {
