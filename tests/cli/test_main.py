@@ -100,7 +100,8 @@ def test_a_missing_extra_is_named(
     """The error names the command, the missing package, and the extras to install."""
     entry = module.COMMANDS[name]
     missing = raising(ModuleNotFoundError("No module named 'absent'", name="absent.part"))
-    monkeypatch.setattr(f"sparcom_cli.{name}.{name}", click.command(name)(missing))
+    place = f"sparcom_cli.remote.{name}" if name == "submit" else f"sparcom_cli.{name}"
+    monkeypatch.setattr(f"{place}.{name}", click.command(name)(missing))
     assert run(monkeypatch, name) == 1
     said = capsys.readouterr().err
     assert f"`sparcom {name}` needs the package 'absent', which is not installed" in said
