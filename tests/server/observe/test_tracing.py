@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from starlette.testclient import TestClient
 
+from helpers import AsgiClient
 from sparcom_data.errors import InvalidInputError, MissingExtraError
 from sparcom_extractor.spans import span
 from sparcom_server.observe.tracing import start_tracing
@@ -86,9 +86,9 @@ def test_spans_reach_the_collector(collector: Collector) -> None:
     """A request's span has the route's template; spans within it are its children; health checks have none."""
     app = make_app()
     stop = start_tracing(app)
-    with TestClient(app) as http:
-        http.get("/health")
-        http.get("/things/secret")
+    http = AsgiClient(app)
+    http.get("/health")
+    http.get("/things/secret")
     stop()
     spans = collector.spans
     assert set(spans) == {"GET /things/{name}", "job", "commit"}
