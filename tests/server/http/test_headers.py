@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_engine import FakeEngine
+from helpers import AsgiClient
 from sparcom_data.testing import write_random_archive
 from sparcom_server.app import create_app
 from sparcom_server.http.file_response import UnsatisfiableRangeError, parse_range
@@ -89,29 +88,12 @@ def test_a_broken_response_closes_its_file(process: Start) -> None:
     running.wait_for(lambda: running.descriptors() <= before)
 
 
-class App:
-    """An app without a server, for thousands of requests."""
-
-    def __init__(self, folder: Path) -> None:
-        self.app = create_app({"fake": FakeEngine().source()}, ServerSettings(data_dir=folder))
-
-    def status(self, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes = b"") -> int:
-        """Return the status of one request; exceptions of the app are raised."""
-
-        async def ask() -> int:
-            transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-                return (await client.request(method, path, headers=headers, content=body)).status_code
-
-        return asyncio.run(ask())
-
-
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> App:
-    """Return an app with one archive."""
+def app(tmp_path_factory: pytest.TempPathFactory) -> AsgiClient:
+    """Return a client of an app with one archive, for thousands of requests."""
     folder = tmp_path_factory.mktemp("data")
     write_random_archive(folder / "archives" / "rand.zarr")
-    return App(folder)
+    return AsgiClient(create_app({"fake": FakeEngine().source()}, ServerSettings(data_dir=folder)))
 
 
 NAMES = [
@@ -135,9 +117,11 @@ VALUES = (
     ),
     headers=st.lists(st.tuples(st.sampled_from([name.encode() for name in NAMES]), VALUES), max_size=4),
 )
-def test_no_header_breaks_the_service(app: App, method: str, path: str, headers: list[tuple[bytes, bytes]]) -> None:
+def test_no_header_breaks_the_service(
+    app: AsgiClient, method: str, path: str, headers: list[tuple[bytes, bytes]]
+) -> None:
     """No header gives a status of 500 or higher."""
-    assert app.status(method, path, headers) < 500
+    assert app.request(method, path, headers=headers).status_code < 500
 
 
 @pytest.mark.parametrize(
