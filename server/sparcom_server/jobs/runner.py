@@ -58,7 +58,7 @@ Analyze = Callable[[JobRow], Coroutine[Any, Any, None]]
 
 @dataclass(slots=True)
 class _Running:
-    """The part that runs. extraction: None while its model loads."""
+    """What runs. extraction: None while its model loads or its archives are analyzed."""
 
     job_id: str
     extraction: Extraction | None = None
@@ -105,7 +105,7 @@ class JobRunner:
         running = self._running
         if running and running.extraction:
             running.extraction.suspend()
-        elif running:  # its model loads
+        elif running:  # its model loads, or its analysis runs: both begin again later
             self._task.cancel()
         done, _ = await asyncio.wait({self._task}, timeout=seconds)
         if not done:
@@ -316,8 +316,12 @@ class JobRunner:
 
     async def _complete(self, job: JobRow) -> None:
         if job.analysis:
-            await self._jobs.enter(job.id, "running", "the archives are complete; their analysis runs")
-            await self._analyze(job)
+            self._running = _Running(job.id)
+            try:
+                await self._jobs.enter(job.id, "running", "the archives are complete; their analysis runs")
+                await self._analyze(job)
+            finally:
+                self._running = None
         await self._end(job, "complete")
 
     async def _cancel(self, job: JobRow) -> None:

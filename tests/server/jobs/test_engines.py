@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from fake_engine import FakeEngine
 from sparcom_data.archive import open_archive
 from sparcom_server import models
 from sparcom_server.jobs import runner
+from sparcom_server.schemas.reports import UNFINISHED
 
 Start = Callable[..., Any]
 
@@ -77,6 +79,32 @@ def test_base_and_tuned_model_give_two_archives(start: Start) -> None:
     assert base.instructions.id == tuned.instructions.id
     assert [base.attributes.run, tuned.attributes.run] == [part["run"] for part in ended["archives"]]
     assert base.attributes.run != tuned.attributes.run
+
+
+def test_a_job_that_is_analyzed_ends_once(start: Start) -> None:
+    """A cancellation during the analysis does not end the job before it, nor a second time. A stop does not end it."""
+    running = start()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    ended: list[str] = []
+
+    async def analyze(_: Any) -> None:
+        begun.set()
+        await go_on.wait()
+
+    running.service.runner._analyze = analyze
+    running.service.runner._observer.job_ended = lambda state, _: ended.append(state)
+    job = running.post(2, analysis=True).json()["id"]
+    running.wait_for(begun.is_set)
+    answer = running.http.delete(f"/v1/extractions/{job}")
+    assert (answer.status_code, answer.json()["state"], ended) == (202, "cancelling", [])
+    running.service.runner._task.get_loop().call_soon_threadsafe(go_on.set)
+    assert (running.wait(job)["state"], ended) == ("complete", ["complete"])
+    begun.clear()
+    go_on.clear()
+    other = running.post(2, analysis=True).json()["id"]
+    running.wait_for(begun.is_set)
+    running.stop()
+    assert start(loading=60.0, ready=False).job(other)["state"] in UNFINISHED
 
 
 def test_models_with_other_tokens_are_refused(start: Start) -> None:
