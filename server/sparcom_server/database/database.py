@@ -6,7 +6,6 @@ SQLite by default; any URL that SQLAlchemy knows works, PostgreSQL is tested. On
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -28,7 +27,6 @@ from sparcom_data.errors import StorageError
 T = TypeVar("T")
 FILE = "sparcom.db"
 THREADS = 4
-logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs every start
 BUSY_SECONDS = 30
 
 

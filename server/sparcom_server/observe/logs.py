@@ -83,6 +83,7 @@ def configure_logs(log_format: LogFormat) -> None:
     VLLM_LOGGING_CONFIG_PATH stays as it is if the operator has set it.
     """
     logging.captureWarnings(capture=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs every import and every start
     if log_format == "text":
         handler = logging.StreamHandler()
         handler.addFilter(_add_ids)
