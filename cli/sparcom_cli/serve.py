@@ -43,7 +43,10 @@ SERVER_OPTIONS = (
 @option("--min-free-gib", FREE, 1.0, "Pause the running job while the disk has less free space, in GiB.")
 @option("--max-loaded-models", AT_LEAST_1, 1, "Keep at most this many models in memory; others wait their turn.")
 @option(
-    "--max-engine-restarts", click.IntRange(min=0), 5, "End after so many restarts of an engine without any progress."
+    "--max-engine-restarts",
+    click.IntRange(min=0),
+    5,
+    "End the server after this many restarts of an engine in a row without progress.",
 )
 @option("--max-queued-jobs", click.IntRange(min=0), 100, "Limit the number of queued jobs.")
 @option("--max-body-mib", AT_LEAST_1, 64, "Refuse request bodies larger than this, in MiB.")
@@ -70,7 +73,7 @@ SERVER_OPTIONS = (
 @limit_option("Limit keys that have no such limit of their own.")
 @click.option("--allow-anonymous", is_flag=True, help="Answer without API keys on an address that others can reach.")
 @optional(
-    "--published-address", None, "--host", "Name the address at which a container's port is published: without API "
+    "--published-address", None, "--host", "Name the address at which a container's port is published. Without API "
     "keys, it must be a loopback address.", envvar="SPARCOM_PUBLISHED_ADDRESS",
 )  # fmt: skip
 @engine_options

@@ -41,7 +41,10 @@ def part_facts(path: Path, part: PartRow, *, size: bool = False) -> PartFacts | 
     if not path.exists():
         if part.state == "pending" or size:
             return None
-        raise StorageError(f"an archive must stay in place until its job has ended; {path} was removed or renamed")
+        raise StorageError(
+            f"an archive must stay in place until its job has ended; {path} was removed or renamed. "
+            "Submit the instructions again"
+        )
     try:
         PinnedArchive(path, part.run)
         archive = open_archive(path, follow_links=False)

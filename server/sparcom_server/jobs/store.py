@@ -48,8 +48,10 @@ class JobFilter:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Instructions of a job. suspects: indices that run alone, those that saw the engine die alone first.
-    killers: indices that killed the engine too often."""
+    """Instructions of a job.
+
+    suspects: indices to run alone, by descending number of deaths. killers: indices that killed the engine too often.
+    """
 
     instructions: tuple[Instruction, ...]
     suspects: tuple[int, ...]
