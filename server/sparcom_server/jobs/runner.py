@@ -58,7 +58,7 @@ Analyze = Callable[[JobRow], Coroutine[Any, Any, None]]
 
 @dataclass(slots=True)
 class _Running:
-    """What runs. extraction: None while its model loads or its archives are analyzed."""
+    """The job that runs. extraction: None while its model loads or its archives are analyzed."""
 
     job_id: str
     extraction: Extraction | None = None
