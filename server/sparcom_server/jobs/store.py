@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Select, and_, delete, func, or_, select
+from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from sparcom_data.errors import JobNotFoundError, JobStateError
@@ -24,8 +24,9 @@ from sparcom_data.instructions import Instruction
 from sparcom_data.progress import Progress
 from sparcom_server.access.principal import Principal
 from sparcom_server.database.database import Database, now
-from sparcom_server.database.tables import ArchiveRow, InstructionRow, JobRow, MetadataRow
+from sparcom_server.database.tables import ArchiveRow, InstructionRow, JobRow
 from sparcom_server.errors import RETRY_SECONDS, QueueFullError
+from sparcom_server.jobs.filters import JobFilter
 from sparcom_server.jobs.submission import Submission, hold_names, insert_instructions, new_job, replayed
 from sparcom_server.schemas.reports import UNFINISHED, JobError, JobState, PartState
 
@@ -33,17 +34,6 @@ BATCH = 1000  # instructions that are read at a time
 MAX_CACHED = 10_000  # jobs
 MAX_DEATHS = 2  # of the engine while one instruction ran alone
 ACTIVE: tuple[JobState, ...] = ("loading", "running", "cancelling")
-
-
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    """Which jobs to list. Times in milliseconds since 1970. metadata: pairs that must all match."""
-
-    states: tuple[str, ...] = ()
-    model: str | None = None
-    created_after: int | None = None
-    created_before: int | None = None
-    metadata: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +136,7 @@ class JobStore:
         last = None if after is None else await self.get(after, principal)
 
         def work(session: Session) -> list[JobRow]:
-            query = _filtered(select(JobRow), wanted).order_by(JobRow.created.desc(), JobRow.id.desc())
+            query = wanted.apply(select(JobRow)).order_by(JobRow.created.desc(), JobRow.id.desc())
             if not principal.is_admin:
                 query = query.where(JobRow.owner == principal.owner)
             if last is not None:
@@ -387,17 +377,3 @@ class JobStore:
 
 
 _QUEUE_ORDER = (JobRow.created, JobRow.id)
-
-
-def _filtered(query: Select[tuple[JobRow]], wanted: JobFilter) -> Select[tuple[JobRow]]:
-    if wanted.states:
-        query = query.where(JobRow.state.in_(wanted.states))
-    if wanted.model is not None:
-        query = query.where(or_(JobRow.model == wanted.model, JobRow.tuned == wanted.model))
-    if wanted.created_after is not None:
-        query = query.where(JobRow.created > wanted.created_after)
-    if wanted.created_before is not None:
-        query = query.where(JobRow.created < wanted.created_before)
-    for key, value in wanted.metadata:
-        query = query.where(JobRow.tags.any(and_(MetadataRow.key == key, MetadataRow.value == value)))
-    return query

@@ -20,7 +20,7 @@ from sparcom_server.http import parse_digits
 from sparcom_server.http.events import job_events
 from sparcom_server.http.file_response import file_response
 from sparcom_server.http.request_body import parse_extraction, read_body
-from sparcom_server.jobs.store import JobFilter
+from sparcom_server.jobs.filters import JobFilter
 from sparcom_server.jobs.submission import digest
 from sparcom_server.routes.common import After, DescribeDep, Limit, PrincipalDep, ServiceDep, page
 from sparcom_server.schemas.reports import ERRORS, UNFINISHED, JobPage, JobReport, JobState
