@@ -114,6 +114,7 @@ async def messages(app: Any, path: str) -> list[Any]:
 
     scope = {
         "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
         "method": "GET",
         "path": path,
         "raw_path": path.encode(),
