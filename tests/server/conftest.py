@@ -17,6 +17,7 @@ import pytest
 
 from fake_engine import FakeEngine
 from fixtures import client, database, db_url, postgres  # noqa: F401
+from helpers import instructions
 from sparcom_server.app import create_app
 from sparcom_server.run import Server
 from sparcom_server.service import Service
@@ -70,12 +71,6 @@ class Running:
     def files(self) -> list[str]:
         """Return the names of all entries in the folder of archives."""
         return sorted(path.name for path in self.archives.iterdir()) if self.archives.exists() else []
-
-
-def instructions(count: int, words: int = 4) -> list[dict[str, Any]]:
-    """Return `count` instructions of `words` words in two categories."""
-    text = " ".join(["word"] * words)
-    return [{"id": f"i{n}", "text": text, "category": ("CLS", "CODE")[n % 2]} for n in range(count)]
 
 
 @pytest.fixture

@@ -44,3 +44,9 @@ def problem_of(response: Any) -> str:
     """Return the name of an error response: the last part of its type."""
     assert response.headers["Content-Type"] == "application/problem+json"
     return str(response.json()["type"]).removeprefix("urn:sparcom:problem:")
+
+
+def instructions(count: int, words: int = 4) -> list[dict[str, Any]]:
+    """Return `count` instructions of `words` words in two categories."""
+    text = " ".join(["word"] * words)
+    return [{"id": f"i{n}", "text": text, "category": ("CLS", "CODE")[n % 2]} for n in range(count)]

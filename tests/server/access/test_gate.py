@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 
-from conftest import instructions
 from fake_engine import FakeEngine
 from fixtures import new_key
+from helpers import instructions
 from sparcom_data.errors import InvalidInputError
 from sparcom_server.access.gate import is_loopback
 from sparcom_server.access.keys import create_key, revoke_key

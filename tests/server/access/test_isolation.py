@@ -14,8 +14,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from conftest import instructions
 from fake_engine import FakeEngine
+from helpers import instructions
 
 Start = Callable[..., Any]
 HIDDEN = "kept-from-others"  # in texts, metadata and names of Ben's

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from conftest import instructions
+from helpers import instructions
 
 Start = Callable[..., Any]
 

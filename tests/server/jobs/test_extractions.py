@@ -11,9 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from conftest import instructions
 from fake_engine import FakeEngine
-from helpers import error_of, problem_of
+from helpers import error_of, instructions, problem_of
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import EngineError, StorageError
 from sparcom_server.database.database import now

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_vllm_is_watched_too(tmp_path: Path) -> None:
     """vLLM's records, also those of its own processes, are JSON; its metrics count the job's requests."""
     from sparcom_models import make_tiny_model
