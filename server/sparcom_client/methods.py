@@ -214,6 +214,8 @@ def _follow(
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": seen} if seen else {})
             response = yield Open(Request("GET", f"/v1/extractions/{_quoted(job_id)}/events", headers=headers), True)
             while response.is_success and (event := (yield Next())) is not None:
+                if not event.data:  # a keep-alive: httpx-sse makes an event of any blank line after the first id
+                    continue
                 changed, seen = Job.model_validate_json(event.data), event.id
                 yield from report(changed)
                 if changed.ended:

@@ -66,6 +66,14 @@ def test_polling_replaces_broken_streams(start: Start, connect: Connect, monkeyp
     assert len({complete for _, complete in states}) > 3
 
 
+def test_a_wait_outlasts_a_silent_stream(start: Start, connect: Connect) -> None:
+    """Keep-alive comments between two events of a slow job are no events of the job."""
+    client = connect(start(FakeEngine(pause=0.5), keep_alive_seconds=0.05).url)
+    states = [report.progress.complete for report in client.watch(client.submit(items(2)))]
+    assert states == sorted(states)
+    assert states[-1] == 2
+
+
 def test_a_stream_goes_on_after_the_last_event(start: Start) -> None:
     """A stream that breaks off is opened again, after a look at the job, with the id of its last event."""
     report = start(FakeEngine(pause=1)).post().json()
