@@ -20,7 +20,7 @@ from sparcom_server.observe.requests import RequestLog
 from sparcom_server.observe.tracing import start_tracing
 from sparcom_server.protocols import ModelSource
 from sparcom_server.routes import archives, extractions, files, keys, results, system
-from sparcom_server.routes.common import get_principal
+from sparcom_server.routes.common import authenticate
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
 
@@ -61,7 +61,7 @@ def create_app(
     app.state.service = service
     app.include_router(system.public)
     for module in (extractions, results, files, archives, keys, system):
-        app.include_router(module.router, dependencies=[Depends(get_principal)])
+        app.include_router(module.router, dependencies=[Depends(authenticate)])
     compose(app)
     uploads = {files.router.prefix: settings.max_file_bytes + FORM_BYTES}
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds, uploads=uploads)

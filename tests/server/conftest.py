@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class Process:
 
     def wait_until_ready(self) -> None:
         """Return once the model is loaded."""
-        self.wait_for(lambda: self.http.get("/ready").status_code == 200)
+        self.wait_for(lambda: self.http.get("/ready").status_code == 200, 120)
 
     def wait_for(self, holds: Callable[[], bool], seconds: float = 60) -> None:
         """Return once it holds."""
@@ -139,18 +139,19 @@ class Process:
         return len(list(Path(f"/proc/{self.popen.pid}/fd").iterdir()))
 
 
+Launch = Callable[..., Process]
+
+
 @pytest.fixture
-def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Return a function that starts a server of a fake engine in its own process; serve_fake.py lists the options."""
+def launch_process(tmp_path: Path) -> Iterator[Launch]:
+    """Return a function that starts a server by a command, waits until it listens, and by default until it is ready."""
     started: list[Process] = []
 
-    def starting(ready: bool = True, **fields: Any) -> Process:
-        log, data = tmp_path / "server.log", tmp_path / "data"
-        arguments = json.dumps({"data_dir": str(data), "port": 0} | fields)
+    def launching(command: list[str], *, ready: bool = True, environment: Mapping[str, str] | None = None) -> Process:
+        log = tmp_path / "server.log"
         with log.open("wb") as file:
-            command = [sys.executable, str(Path(__file__).with_name("serve_fake.py")), arguments]
-            popen = subprocess.Popen(command, stdout=file, stderr=file)
-        running = Process(popen, "", httpx.Client(), log, data)
+            popen = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        running = Process(popen, "", httpx.Client(), log, tmp_path / "data")
         started.append(running)
         running.wait_for(lambda: "running on " in log.read_text())
         running.url = log.read_text().split("running on ")[1].split()[0]
@@ -159,11 +160,34 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             running.wait_until_ready()
         return running
 
-    yield starting
+    yield launching
     for running in started:
         running.popen.kill()
         running.popen.wait()
         running.http.close()
+
+
+@pytest.fixture
+def process(launch_process: Launch, tmp_path: Path) -> Launch:
+    """Return a function that starts a server of a fake engine in its own process; serve_fake.py lists the options."""
+
+    def starting(ready: bool = True, **fields: Any) -> Process:
+        arguments = json.dumps({"data_dir": str(tmp_path / "data"), "port": 0} | fields)
+        return launch_process([sys.executable, str(Path(__file__).with_name("serve_fake.py")), arguments], ready=ready)
+
+    return starting
+
+
+@pytest.fixture
+def serve(launch_process: Launch, tmp_path: Path) -> Launch:
+    """Return a function that starts `sparcom serve`, with vLLM, for these models: folders by name."""
+
+    def serving(models: Mapping[str, Path], *options: str, **launching: Any) -> Process:
+        command = [sys.executable, "-m", "sparcom_cli", "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
+        listed = [part for name, path in models.items() for part in ("--model", f"{name}={path}")]
+        return launch_process([*command, *listed, "--kv-cache-gib", "0.25", *options], **launching)
+
+    return serving
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
-import secrets
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,6 +24,11 @@ MAX_PATH = 500
 _VALID_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
+def _new_id() -> str:
+    """Return an id that is no secret: the system's source of randomness takes a fifth of the time of a poll."""
+    return f"{random.getrandbits(64):016x}"  # noqa: S311
+
+
 class RequestLog:
     """Gives each request an id, measures it, logs it once, and answers 500 to an error that nothing else handled.
 
@@ -40,7 +45,7 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get(HEADER, "")
-        ids = LogIds(request_id=given if _VALID_ID.fullmatch(given) else secrets.token_hex(8))
+        ids = LogIds(request_id=given if _VALID_ID.fullmatch(given) else _new_id())
         exchange = _Exchange(scope, send, ids.request_id, self.metrics)
         with log_ids(ids):
             try:

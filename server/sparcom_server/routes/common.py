@@ -15,7 +15,8 @@ from sparcom_server.observe.logs import current_ids
 from sparcom_server.service import Service
 
 
-# All are coroutines: FastAPI runs plain functions in a thread, one hop per dependency.
+# All are coroutines: FastAPI runs plain functions in a thread, one hop per dependency. They take the request rather than
+# each other: FastAPI resolves a dependency again for each one that takes it, and that was half the cost of a poll.
 async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
@@ -33,14 +34,18 @@ AddressesDep = Annotated[Addresses, Depends(_addresses)]
 _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, of a server that uses keys.")
 
 
-async def get_principal(request: Request, service: ServiceDep, _: Annotated[Any, Depends(_BEARER)]) -> Principal:
-    """Return the client of a request. `create_app` adds it to every route that is not public."""
-    request.state.principal = principal = await service.access.principal(request)
+async def authenticate(request: Request, _: Annotated[Any, Depends(_BEARER)]) -> None:
+    """Find the client of a request. `create_app` adds it to every route that is not public, before all others."""
+    request.state.principal = principal = await (await _service(request)).access.principal(request)
     current_ids().key_id = principal.key_id
+
+
+async def _principal(request: Request) -> Principal:
+    principal: Principal = request.state.principal
     return principal
 
 
-PrincipalDep = Annotated[Principal, Depends(get_principal)]
+PrincipalDep = Annotated[Principal, Depends(_principal)]
 
 
 async def require_admin(principal: PrincipalDep) -> None:
@@ -52,8 +57,9 @@ async def require_admin(principal: PrincipalDep) -> None:
 AdminOnly = Depends(require_admin)
 
 
-async def _describe(service: ServiceDep, principal: PrincipalDep, addresses: AddressesDep) -> Describe:
-    return Describe(principal, service.archives, addresses, service.access.hide_paths)
+async def _describe(request: Request) -> Describe:
+    service = await _service(request)
+    return Describe(request.state.principal, service.archives, Addresses(request), service.access.hide_paths)
 
 
 DescribeDep = Annotated[Describe, Depends(_describe)]

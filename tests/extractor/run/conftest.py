@@ -1,15 +1,11 @@
-"""Put this folder on the path: tests share `stand_in`, and an engine's processes import `faulty_worker` by name."""
+"""vLLM, imported without its warnings."""
 
 from __future__ import annotations
 
 import importlib
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
