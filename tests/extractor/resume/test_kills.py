@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from undisturbed import assert_like, small_chunks_environment
 
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import SparcomError
 from sparcom_data.instructions import Instruction
 from sparcom_hexainst.build.synthetic import synthetic_instructions
+from undisturbed import assert_like, small_chunks_environment
 
 KILLS = int(os.environ.get("SPARCOM_KILLS", "3"))  # per granularity; 15 takes half an hour
 CORE, WORKER = "VLLM::EngineCore", "VLLM::Worker"

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from undisturbed import assert_like, small_chunks_environment
 
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import SparcomError
 from sparcom_data.storage import PARTIAL_NAME
 from sparcom_hexainst.build.synthetic import synthetic_instructions
 from sparcom_models import make_tiny_model
+from undisturbed import assert_like, small_chunks_environment
 
 MODEL = Path(__file__).parents[3] / "models" / "smollm2-135m-instruct"
 KILLS = int(os.environ.get("SPARCOM_KILLS", "6"))  # 30 take 12 minutes
