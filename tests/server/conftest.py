@@ -124,7 +124,7 @@ class Process:
 
     def wait_until_ready(self) -> None:
         """Return once the model is loaded."""
-        self.wait_for(lambda: self.http.get("/ready").status_code == 200, 120)
+        self.wait_for(lambda: self.http.get("/ready").status_code == 200, 300)
 
     def wait_for(self, holds: Callable[[], bool], seconds: float = 60) -> None:
         """Return once it holds."""

@@ -43,7 +43,7 @@ def kill(running: Any, victim: str) -> None:
 
 @pytest.mark.engine
 @pytest.mark.slow
-@pytest.mark.timeout(400 + 100 * KILLS)
+@pytest.mark.timeout(600 + 100 * KILLS)
 def test_kills_lose_and_double_nothing(
     serve: Callable[..., Any], tmp_path: Path, record_property: Callable[[str, Any], None]
 ) -> None:
