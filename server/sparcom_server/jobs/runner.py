@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +18,13 @@ import numpy as np
 from sparcom_data.errors import DiskFullError, EngineError, InvalidInputError, SparcomError
 from sparcom_data.progress import Progress
 from sparcom_data.schema.options import ExtractionOptions
+from sparcom_data.storage import storage_error
 from sparcom_extractor.spans import span
 from sparcom_server.archives.store import ArchiveStore
-from sparcom_server.database.database import DatabaseError, now
+from sparcom_server.database.database import now
 from sparcom_server.database.tables import JobRow, PartRow
-from sparcom_server.jobs.outcome import PartFacts, close_cancelled, part_facts, read_failures
+from sparcom_server.errors import DatabaseError
+from sparcom_server.jobs.outcome import close_cancelled, kept_bytes, part_facts, read_failures
 from sparcom_server.jobs.store import Batch, JobStore
 from sparcom_server.models import ModelPool
 from sparcom_server.observe.logs import LogIds, log_ids
@@ -83,6 +86,7 @@ class JobRunner:
         self._patience = int(passed_over_seconds * 1000)
         self._running: _Running | None = None
         self._hold_until = 0.0
+        self.problem = ""  # why no job runs
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
@@ -132,13 +136,14 @@ class JobRunner:
             try:
                 if interrupted:
                     await self._jobs.recover()
-                    interrupted = False
                 job = await self._choose()
+                interrupted, self.problem = False, ""
                 if job is not None:
                     await self._advance(job)
                     continue
-            except DatabaseError:
-                logger.exception("the job queue waits for the database")
+            except Exception as error:
+                self.problem = f"no job runs, and the next attempt is in {RETRY_SECONDS:g} s: {error}"
+                logger.exception("the job queue waits")
                 interrupted = True
             try:
                 await asyncio.wait_for(self._jobs.wake.wait(), RETRY_SECONDS)
@@ -148,9 +153,11 @@ class JobRunner:
     async def _choose(self) -> JobRow | None:
         """Return the job to advance next: one to cancel, the oldest, or the oldest of those whose model is loaded."""
         jobs = await self._jobs.unfinished()
+        if asyncio.get_running_loop().time() < self._hold_until:
+            return None
         if cancelling := next((job for job in jobs if job.state == "cancelling"), None):
             return cancelling
-        if not jobs or self._disk.full or asyncio.get_running_loop().time() < self._hold_until:
+        if not jobs or self._disk.full:
             return None
         oldest, loaded = jobs[0], self._models.loaded
         ready = next((job for job in jobs if (part := next_part(job)) is None or part.model in loaded), oldest)
@@ -178,15 +185,17 @@ class JobRunner:
                 await self._run_part(job, part)
         except (asyncio.CancelledError, DatabaseError):
             raise
-        except DiskFullError as error:
+        except Exception as error:
+            if not isinstance(error, SparcomError):
+                logger.exception("extraction %s failed unexpectedly", job.id)
+            if isinstance(error, OSError):
+                error = storage_error(Path(error.filename or self._archives.folder), error)
+            if not isinstance(error, DiskFullError):
+                await self._fail(job, error)
+                return
             logger.warning("extraction %s waits: %s", job.id, error)
             self._hold_until = asyncio.get_running_loop().time() + RETRY_SECONDS
             await self._jobs.requeue(job.id, f"waits for space on the disk: {error}")
-        except SparcomError as error:
-            await self._fail(job, error)
-        except Exception as error:
-            logger.exception("extraction %s failed unexpectedly", job.id)
-            await self._fail(job, error)
 
     async def _run_part(self, job: JobRow, part: PartRow) -> None:
         path, waited = self._archives.path(part.archive), (now() - job.created) / 1000
@@ -339,14 +348,9 @@ class JobRunner:
         await self._end(job, "failed", JobError(type=kind, message=message))
 
     async def _end(self, job: JobRow, state: JobState, error: JobError | None = None) -> None:
-        facts: list[PartFacts | None] = [
-            await asyncio.to_thread(part_facts, self._archives.path(part.archive), part, size=True)
-            for part in job.parts
-        ]
+        sizes = [await asyncio.to_thread(kept_bytes, self._archives.path(part.archive), part) for part in job.parts]
         failures = await asyncio.to_thread(read_failures, self._archives, job)
-        ended = await self._jobs.finish(
-            job.id, state, error, failures=failures, sizes=[fact.bytes if fact else 0 for fact in facts]
-        )
+        ended = await self._jobs.finish(job.id, state, error, failures=failures, sizes=sizes)
         seconds = ((ended.finished or 0) - (ended.started or ended.created)) / 1000
         self._observer.job_ended(state, seconds)
         logger.info("extraction %s is %s after %.1f s", job.id, state, seconds)
