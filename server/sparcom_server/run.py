@@ -1,8 +1,8 @@
 """Run the app under uvicorn until a signal, a failed model start or a dead engine ends it.
 
-On SIGTERM, SIGINT or SIGHUP the running job is suspended first, while event streams are still open, so that clients see it. It
-continues when the service starts again. A second signal ends the process at once, and so does the first while a model
-loads.
+On SIGTERM, SIGINT or SIGHUP the running job is suspended first, while event streams are still open, so that clients see
+it. It continues when the service starts again. A second signal ends the process at once, and so does the first while a
+model loads.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,9 +36,6 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0  # until a job that the disk stopped is tried again
 SETTLE_SECONDS = 3.0  # until an engine that failed is taken for alive
-
-ProgressObserver = Callable[[Progress, Progress], None]
-"""Called with the previous and the new snapshot, for every step of every job."""
 
 
 class Observer(Protocol):
@@ -85,9 +83,8 @@ class JobRunner:
         self._disk, self._observer, self._analyze = disk, observer, analyze
         self._patience = int(passed_over_seconds * 1000)
         self._running: _Running | None = None
-        self._hold_until = 0.0
+        self._hold_until, self._stopping = 0.0, False
         self.problem = ""  # why no job runs
-        self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -118,8 +115,8 @@ class JobRunner:
             await asyncio.wait({self._task})
         if running:
             try:
-                await self._jobs.requeue(running.job_id, STOPPED)
-            except DatabaseError:
+                await asyncio.wait_for(self._jobs.requeue(running.job_id, STOPPED), RETRY_SECONDS)
+            except (DatabaseError, TimeoutError):
                 logger.exception("the next start queues extraction %s again", running.job_id)
 
     async def cancel(self, job: JobRow) -> None:
@@ -245,8 +242,14 @@ class JobRunner:
             extraction.cancel()
             await extraction.run(lambda _: None)
             raise InvalidInputError(_NOT_ALIGNED.format(job.model, job.tuned))
-        await self._jobs.archive_created(job.id, part.number, extraction.prompts_sha256, extraction.warnings)
-        job = await self._jobs.enter(job.id, "running")
+        try:
+            await self._jobs.archive_created(job.id, part.number, extraction.prompts_sha256, extraction.warnings)
+            job = await self._jobs.enter(job.id, "running")
+        except DatabaseError:
+            extraction.suspend()
+            with suppress(SparcomError):
+                await extraction.run(lambda _: None)  # which releases the archive
+            raise
         if job.state != "running":
             extraction.cancel()
         if self._stopping:

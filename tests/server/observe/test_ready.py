@@ -22,7 +22,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_swap_of_models_keeps_the_service_ready(start: Start) -> None:
-    """While the only loaded engine makes room for another model, a load balancer keeps the service: 200 all the time."""
+    """While the only loaded engine makes room for another model, the service stays ready: 200 all the time."""
     running = start(FakeEngine("a"), FakeEngine("b"), loading=0.3)
     seen = []
     for model in ("b", "a"):
