@@ -118,7 +118,7 @@ def test_open_requests_end_with_the_service(process: Start, record_property: Any
     running = process(pause=0.02)
     big = "".join(json.dumps({"id": f"b{n}", "text": "x " * 4_000_000}) + "\n" for n in range(3))
     file = running.http.post("/v1/files", content=big, headers=JSONL, timeout=60).json()
-    address = submit(running, 2000, archive="m")
+    address = submit(running, 400, archive="m")
     downloads = [slow_reader(running, path) for path in (f"/v1/files/{file['id']}/content", f"{address}/results")]
     events: list[str] = []
     streams = [threading.Thread(target=lambda: events.extend(stream(running.url + address))) for _ in range(3)]
@@ -146,8 +146,8 @@ def test_open_requests_end_with_the_service(process: Start, record_property: Any
         download.close()
     again = process()
     assert again.http.get(f"/v1/files/{file['id']}/content").text == big
-    assert ended(again, address)["progress"]["complete"] == 2000
-    assert len(again.http.get(f"{address}/results").text.splitlines()) == 2000
+    assert ended(again, address)["progress"]["complete"] == 400
+    assert len(again.http.get(f"{address}/results").text.splitlines()) == 400
 
 
 def slow_reader(running: Any, path: str) -> socket.socket:
@@ -181,7 +181,7 @@ def test_an_analysis_ends_with_the_service(process: Start, number: signal.Signal
     assert seconds_until_end(running, number) < 3
     assert running.popen.returncode == status
     psutil.wait_procs([analysis], 2)
-    assert not analysis.is_running()
+    assert not analysis.is_running() or analysis.status() == psutil.STATUS_ZOMBIE
     assert not (running.data / "analyses" / address.rpartition("/")[2]).exists()
     again = process()
     report = ended(again, address)

@@ -97,7 +97,7 @@ def assert_right(path: Path, whole: Archive, model: str) -> int:
 
 
 @pytest.mark.parametrize("granularity", ["token", "count"])
-@pytest.mark.parametrize("faults", [len(KINDS), pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("faults", [len(KINDS), pytest.param(24, marks=pytest.mark.slow)])
 def test_a_failing_disk_loses_and_mixes_nothing(
     start: Start, monkeypatch: pytest.MonkeyPatch, granularity: str, faults: int
 ) -> None:
@@ -141,16 +141,17 @@ def test_a_failing_disk_loses_and_mixes_nothing(
         ended = running.wait(job)
         disk.repair()
         if kind in {"full", "slow"} or (kind != "broken" and not moved.exists() and path.exists()):
-            assert (ended["state"], ended["progress"]["complete"]) == ("complete", COUNT), case
+            assert (ended["state"], ended["progress"]["complete"]) == ("complete", COUNT), (case, ended["error"])
             assert assert_right(path, whole[model], model) == COUNT, case
         else:
-            assert (ended["state"], ended["error"]["type"]) == ("failed", "StorageError"), (case, ended)
+            assert (ended["state"], ended["error"]["type"]) == ("failed", "StorageError"), (case, ended["error"])
             expected = {"broken": "Input/output error", "replaced": "took the place|was removed"}
             message = ended["error"]["message"]
             assert any(words in message for words in expected.get(kind, "was removed").split("|")), (case, message)
             kept = path if kind == "broken" else moved
             done = assert_right(kept, whole[model], model) if kept.exists() else 0
-            assert done == ended["progress"]["complete"] or kind in {"removed", "moved", "replaced"}, case
+            # The last commit may be in place although its sync failed.
+            assert done >= ended["progress"]["complete"] or kind == "removed", case
             if kind == "replaced" and path.exists():
                 assert tree(path) == before[other], case
             assert kind == "broken" or path.exists() == (kind == "replaced"), case
