@@ -23,9 +23,9 @@ from sparcom_server.jobs import runner
 from writing_engine import WritingEngine, assert_rows
 
 Start = Callable[..., Any]
-COUNT = 24
+COUNT = 16
 BATCH = [{"id": f"i{n}", "text": " ".join([f"w{n}"] * (1 + n % 7)), "category": "C"} for n in range(COUNT)]
-KINDS = ("full", "broken", "slow", "removed", "moved", "replaced")
+KINDS = ("full", "broken", "replaced", "removed", "moved", "slow")
 FAILS = {"full": errno.ENOSPC, "broken": errno.EIO}
 
 
@@ -97,7 +97,7 @@ def assert_right(path: Path, whole: Archive, model: str) -> int:
 
 
 @pytest.mark.parametrize("granularity", ["token", "count"])
-@pytest.mark.parametrize("faults", [len(KINDS), pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("faults", [3, pytest.param(24, marks=pytest.mark.slow)])
 def test_a_failing_disk_loses_and_mixes_nothing(
     start: Start, monkeypatch: pytest.MonkeyPatch, granularity: str, faults: int
 ) -> None:
