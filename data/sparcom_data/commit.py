@@ -120,7 +120,13 @@ class ArchiveCommitter:
         self._root = zarr.open_group(self._store, mode="r+", use_consolidated=False)
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        array = self._root[name]
+        try:
+            array = self._root[name]
+        except KeyError as error:
+            raise StorageError(
+                f"an archive must stay whole until its job has ended; {name} was removed from {self._archive.path}. "
+                "Run the instructions again"
+            ) from error
         assert isinstance(array, zarr.Array)  # noqa: S101  (written by create_archive)
         # zarr removes a chunk that becomes all fill value, such as lengths that are all 0; a missing chunk is damage.
         return array.with_config({"write_empty_chunks": True})

@@ -19,6 +19,13 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "analyses"  # in the data folder
 REPORT = "report.html"
+# Runs a command that ends with its parent, also if that is killed: PR_SET_PDEATHSIG, which execv keeps, and SIGKILL.
+_TIED = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() == int(sys.argv[1]):  # otherwise the parent has died already
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class AnalysisFailedError(SparcomError):
@@ -54,7 +61,7 @@ class Analyses:
         output = partial_name(self.path(job.id))  # an interrupted run that still lives has another
         command = [str(Path(sys.executable).with_name("sparcom")), "analyze", base, "--output", str(output)]
         process = await asyncio.create_subprocess_exec(
-            *command,
+            *(sys.executable, "-c", _TIED, str(os.getpid()), *command),
             *(["--tuned", *tuned] if tuned else []),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -86,6 +86,14 @@ class IdempotencyError(errors.SparcomError):
     """The idempotency key was used for another request."""
 
 
+class DatabaseError(errors.StorageError):
+    """The database failed; nothing was changed. The same request can succeed later."""
+
+
+class DatabaseFullError(DatabaseError):
+    """The disk of the database is full; nothing was changed."""
+
+
 class HostNotAllowedError(errors.SparcomError):
     """The Host header does not name this service."""
 
@@ -128,11 +136,13 @@ STATUS: dict[type[errors.SparcomError], int] = {
     errors.TrainingFailedError: 500,
     NotReadyError: 503,
     BusyError: 503,
+    DatabaseError: 503,
+    DatabaseFullError: 507,
     errors.StorageError: 507,
     errors.DiskFullError: 507,
     errors.SparcomError: 500,
 }
-RETRY_SECONDS = {QueueFullError: 30, NotReadyError: 5, BusyError: 5}
+RETRY_SECONDS = {QueueFullError: 30, NotReadyError: 5, BusyError: 5, DatabaseError: 5}
 
 
 def status_of(error: errors.SparcomError) -> int:
@@ -217,6 +227,13 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http(_: Request, error: HTTPException) -> JSONResponse:
         return status_problem(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(OSError)
+    async def on_storage(request: Request, error: OSError) -> JSONResponse:
+        if error.errno is None:  # not of the operating system
+            return await on_unexpected(request, error)
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return await on_known(request, errors.StorageError(f"reading or writing failed: {error.strerror}. Try again"))
 
     @app.exception_handler(Exception)
     async def on_unexpected(request: Request, error: Exception) -> JSONResponse:

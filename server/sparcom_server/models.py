@@ -27,13 +27,15 @@ STABLE_SECONDS = 600.0  # an engine that lived longer did not die in a row
 
 @dataclass(slots=True)
 class _Model:
-    """One listed model. deaths: in a row. facts: of the engine that was loaded last."""
+    """One listed model. deaths: in a row. facts: of the engine that was loaded last. broken: that one died, or the
+    next did not start."""
 
     source: ModelSource
     engine: ModelEngine | None = None
     loading: bool = False
     error: SparcomError | None = None
     deaths: int = 0
+    broken: bool = False
     started: float = 0.0
     used: float = 0.0
     facts: ModelReport | None = None
@@ -78,6 +80,16 @@ class ModelPool:
     def loaded(self) -> frozenset[str]:
         """Models with a running engine."""
         return frozenset(name for name, state in self.states.items() if state == "ready")
+
+    @property
+    def available(self) -> bool:
+        """Whether an engine runs, or a job can have one soon: it ran until another model needed its place."""
+        return self.failure is None and any(
+            model.facts is not None
+            and not (model.error or model.broken)
+            and (model.engine is None or model.engine.healthy)
+            for model in self._models.values()
+        )
 
     def start(self) -> None:
         """Begin to load the first models, as many as fit, and to watch the engines."""
@@ -207,7 +219,7 @@ class ModelPool:
             raise failure from error
         finally:
             model.loading = False
-        model.started = time.monotonic()
+        model.started, model.broken = time.monotonic(), False
         engine = model.engine
         model.facts = ModelReport(
             name=name,
@@ -226,7 +238,7 @@ class ModelPool:
             return
         if time.monotonic() - model.started > STABLE_SECONDS:
             model.deaths = 0
-        model.loading = True
+        model.loading = model.broken = True
         await self._unload(name)
         await self._count_death(name, EngineError(f"the engine of model {name!r} stopped"))
         if self._on_restart:
@@ -235,7 +247,7 @@ class ModelPool:
     async def _count_death(self, name: str, error: SparcomError) -> None:
         """Pause before the next start, or give up: on a later model if it never ran, else on the service."""
         model = self._models[name]
-        model.deaths += 1
+        model.deaths, model.broken = model.deaths + 1, True
         if model.facts is None and name in list(self._models)[: self._max_loaded]:
             self._fail(error)  # jobs wait for the next start of the service
             raise error

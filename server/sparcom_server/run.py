@@ -1,8 +1,8 @@
 """Run the app under uvicorn until a signal, a failed model start or a dead engine ends it.
 
-On SIGTERM or SIGINT the running job is suspended first, while event streams are still open, so that clients see it. It
-continues when the service starts again. A second signal ends the process at once, and so does the first while a model
-loads.
+On SIGTERM, SIGINT or SIGHUP the running job is suspended first, while event streams are still open, so that clients see
+it. It continues when the service starts again. A second signal ends the process at once, and so does the first while a
+model loads.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -69,6 +70,19 @@ class Server(uvicorn.Server):
             connections.close_overdue(self.server_state.connections, asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGHUP, of a terminal that closes, like the signals of uvicorn, unless it is ignored as by nohup."""
+        with super().capture_signals():
+            if threading.current_thread() is not threading.main_thread() or _hangup_is_ignored():
+                yield
+                return
+            before = signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Remember the signal if models are loading. A second one ends the process at once; jobs continue later."""
         if self.should_exit:
@@ -102,10 +116,11 @@ def run_server(sources: Mapping[str, ModelSource], settings: ServerSettings) -> 
 
     os.umask(0o077)
     connections.raise_descriptor_limit()
-    with listen(settings.host, settings.port) as listener, _signals_are_handled_once():
+    with listen(settings.host, settings.port) as listener:
         server = Server(create_app(sources, settings, on_failure), settings)
         server.service.access.check_start()
-        server.run(sockets=[listener])
+        with _signals_are_handled_once():  # before, each ends the process
+            server.run(sockets=[listener])
     if failures:
         raise failures[0]
 
@@ -134,6 +149,10 @@ def _configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
     )
 
 
+def _hangup_is_ignored() -> bool:
+    return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket. Called before anything is loaded.
 
@@ -159,7 +178,8 @@ def listen(host: str, port: int) -> socket.socket:
 @contextmanager
 def _signals_are_handled_once() -> Iterator[None]:
     """Ignore the signal that uvicorn raises again at its end; by then nothing is left to do."""
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    handled = {signal.SIGTERM, signal.SIGINT} | (set() if _hangup_is_ignored() else {signal.SIGHUP})
+    before = {number: signal.signal(number, lambda *_: None) for number in handled}
     try:
         yield
     finally:

@@ -54,6 +54,7 @@ class Service:
         self.settings = settings
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.database = Database(settings.database or database_url(settings.data_dir))
+        self.database.require_sound()
         self.metrics = Metrics()
         self.models = ModelPool(
             sources,

@@ -15,6 +15,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 EXTRACTION_OPTIONS = ("granularity", "positions", "prompt_format", "max_tokens", "no_special_tokens")
 KEY_LIMITS = ("queued_instructions", "tokens_per_day", "storage_bytes", "requests_per_minute", "event_streams")
+DEFAULT_SERVER = "http://127.0.0.1:8000"
 AT_LEAST_1 = click.IntRange(min=1)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -63,7 +64,7 @@ server_options = combined(
     option(
         "--server",
         None,
-        "http://127.0.0.1:8000",
+        DEFAULT_SERVER,
         "Send requests to this server.",
         metavar="URL",
         envvar="SPARCOM_SERVER",
@@ -72,7 +73,12 @@ server_options = combined(
     optional("--key", None, "none", "Send this API key.", envvar="SPARCOM_API_KEY", show_envvar=True),
 )
 archive_key_option = optional(
-    "--key", None, "none", "Send this API key to the servers of archives.", envvar="SPARCOM_API_KEY", show_envvar=True
+    "--key",
+    None,
+    "none",
+    "Send this API key to the servers of archives. One from the variable goes only to SPARCOM_SERVER.",
+    envvar="SPARCOM_API_KEY",
+    show_envvar=True,
 )
 extraction_options = combined(
     option("--granularity", GRANULARITY, "token", "Store one mask per token, or one count per neuron and instruction."),

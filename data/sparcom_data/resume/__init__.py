@@ -56,7 +56,15 @@ def reopen_archive(
     _require_open(open_archive(path))
     pinned = PinnedArchive(path, run)
     _lock_alone(pinned)
-    archive = open_archive(path)
+    with pinned.folder.unlocked_on_error():
+        return pinned, _reopen(pinned, attributes, columns, layout)
+
+
+def _reopen(
+    pinned: PinnedArchive, attributes: ArchiveAttributes, columns: InstructionColumns, layout: Layout
+) -> InstructionTable:
+    """Make an archive that is locked for this process alone ready to be written; return its instructions."""
+    archive = open_archive(pinned.path)
     pinned.check()  # what was opened is what is locked
     _require_open(archive)
     if problems := list(_differences(archive, attributes, columns, layout)):
@@ -72,8 +80,8 @@ def reopen_archive(
     ArchiveCommitter(pinned).restart(unfinished.tolist(), engine)
     table.state[unfinished] = State.PENDING
     if not pinned.folder.lock():
-        raise _still_written(path)
-    return pinned, table
+        raise _still_written(pinned.path)
+    return table
 
 
 def _require_open(archive: Archive) -> None:

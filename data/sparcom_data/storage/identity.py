@@ -154,6 +154,15 @@ class PinnedFolder:
         """Release the lock."""
         try_lock(self._descriptor, fcntl.LOCK_UN)
 
+    @contextmanager
+    def unlocked_on_error(self) -> Iterator[None]:
+        """Release the lock at an error: its traceback keeps this object alive for longer than the caller expects."""
+        try:
+            yield
+        except BaseException:
+            self.unlock()
+            raise
+
     def is_at(self, path: Path) -> bool:
         """Return whether the folder is at this path."""
         try:

@@ -53,7 +53,8 @@ class RemoteStore(WrapperStore[FsspecStore]):
 
 def _refused(status: int, asked: str) -> OSError:
     if status == 401:
-        return PermissionError("status 401: the server wants an API key. Give --key, or set SPARCOM_API_KEY")
+        remedy = "Give --key, or set SPARCOM_API_KEY and, for the server it belongs to, SPARCOM_SERVER"
+        return PermissionError(f"status 401: the server wants an API key. {remedy}")
     return OSError(f"status {status}{f', to be tried again after {asked} s' if asked else ''}")
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sparcom_data.schema import State
 from sparcom_data.schema.metadata import parse_attributes
+from sparcom_data.storage.identity import PinnedArchive
 from sparcom_extractor.writer.targets import ArrayPart
 
 
@@ -48,6 +49,11 @@ def read_settled(parts: Sequence[ArrayPart]) -> Settled:
     archive = parts[0].target.archive
     if archive is None:
         return NOTHING_SETTLED
+    with archive.folder.unlocked_on_error():
+        return _read_settled(archive)
+
+
+def _read_settled(archive: PinnedArchive) -> Settled:
     group = zarr.open_group(archive.root, mode="r", use_consolidated=False)
     capture = parse_attributes(dict(group.attrs), str(archive.path)).capture
     state, start, length = (

@@ -141,8 +141,13 @@ def archive_parts(
     archive = PinnedArchive(path, run)
     if not archive.folder.lock():
         raise StorageError(f"another process removes or resumes {path}; start again once it has ended")
+    with archive.folder.unlocked_on_error():
+        return _parts(archive, position)
+
+
+def _parts(archive: PinnedArchive, position: RankPosition) -> tuple[list[ArrayPart], int]:
     group = zarr.open_group(archive.root, mode="r", use_consolidated=False)
-    attributes = parse_attributes(dict(group.attrs), str(path))
+    attributes = parse_attributes(dict(group.attrs), str(archive.path))
     parts = []
     for item in captured_arrays(attributes.model, attributes.capture.granularity):
         if not item.neurons and position.rank > 0:

@@ -16,8 +16,12 @@ from sparcom_server.database.database import Database
 from sparcom_server.errors import NotAuthenticatedError
 from sparcom_server.settings import ServerSettings
 
-# An absolute path of two parts or more, unless it belongs to a URL or is one of our routes.
-_PATH = re.compile(r"(?<![\w.:/~])/(?!v1/)[\w.@%+=~-]+(?:/[\w.@%+=~-]+)+")
+# An absolute path of two parts or more, unless it belongs to an address over HTTP or is one of our routes. In quotes it
+# may hold spaces; it may follow a scheme and two or three slashes, as in sqlite:////srv/data/sparcom.db.
+_PATH = re.compile(
+    r"(?P<quote>['\"])(?P<quoted>/(?!v1/)[^'\"\n/]+(?:/[^'\"\n/]+)+)(?P=quote)"
+    r"|(?:(?<![\w./~])|(?<=://)|(?<=:///))(?P<plain>/(?!v1/)[\w.@%+=~-]+(?:/[\w.@%+=~-]+)+)"
+)
 _OWNER = re.compile(rf"^[a-z0-9-]*{SEPARATOR}")
 
 logger = logging.getLogger(__name__)
@@ -100,10 +104,10 @@ class Gate:
         """
         if principal is not None and principal.is_admin:
             return text
-        return _PATH.sub(lambda found: _shorten(found[0]), text.replace(f"{self._data_dir}/", "/"))
+        return _PATH.sub(_shorten, text.replace(f"{self._data_dir}/", "/"))
 
 
-def _shorten(path: str) -> str:
-    parts = path.split("/")
+def _shorten(found: re.Match[str]) -> str:
+    quote, parts = found["quote"] or "", (found["quoted"] or found["plain"]).split("/")
     archive = next((number for number, part in enumerate(parts) if ".zarr" in part), -1)
-    return _OWNER.sub("", "/".join(parts[archive:]))
+    return quote + _OWNER.sub("", "/".join(parts[archive:])) + quote

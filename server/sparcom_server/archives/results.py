@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +31,11 @@ def open_results(path: Path, run: str | None) -> Archive | None:
     return archive
 
 
-def result_lines(archive: Archive, kind: Kind, model: str, name: str) -> Iterator[bytes]:
-    """Yield the lines of one kind in the order of submission, a block at a time. Blocks. name: the archive's."""
+def result_lines(archive: Archive, kind: Kind, model: str, name: str, hide: Callable[[str], str]) -> Iterator[bytes]:
+    """Yield the lines of one kind in the order of submission, a block at a time. Blocks.
+
+    name: the archive's. hide: removes from a reason what the client must not see.
+    """
     states = archive.column("state")  # read first: a job sets a state after everything else of an instruction
     describe = _error if kind == "errors" else _result
     has_rows = archive.granularity == "token"
@@ -46,6 +49,8 @@ def result_lines(archive: Archive, kind: Kind, model: str, name: str) -> Iterato
         lines = []
         for index in wanted:
             item = dict(zip(names, (values[index] for values in columns), strict=True))
+            if kind == "errors":
+                item["error"] = hide(item["error"])
             state = State(block[index]).name.lower()
             head = {"id": item["id"], "custom_id": item["id"], "model": model, "archive": name, "index": start + index}
             lines.append(json.dumps(head | {"state": state} | describe(item, state, has_rows)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,33 +26,28 @@ MAX_FAILURES = 20  # listed per job
 
 @dataclass(frozen=True, slots=True)
 class PartFacts:
-    """State of a part's archive. closed: nothing writes it any more. bytes: on disk, 0 unless asked for."""
+    """State of a part's archive. closed: nothing writes it any more."""
 
     closed: bool
     progress: Progress
-    bytes: int = 0
 
 
-def part_facts(path: Path, part: PartRow, *, size: bool = False) -> PartFacts | None:
+def part_facts(path: Path, part: PartRow) -> PartFacts | None:
     """Return the facts of the archive of a part; None if it was not created.
 
     Raises:
         StorageError: the archive vanished, or another one is in its place.
+        OSError: it cannot be read.
     """
-    if not path.exists():
-        if part.state == "pending" or size:
+    if not os.path.lexists(path):
+        if part.state == "pending":
             return None
         raise StorageError(
             f"an archive must stay in place until its job has ended; {path} was removed or renamed. "
             "Submit the instructions again"
         )
-    try:
-        PinnedArchive(path, part.run)
-        archive = open_archive(path, follow_links=False)
-    except SparcomError:
-        if size:
-            return None
-        raise
+    PinnedArchive(path, part.run)
+    archive = open_archive(path, follow_links=False)
     table = archive.instructions
     states = np.asarray(table.state)
     progress = replace(
@@ -62,12 +58,28 @@ def part_facts(path: Path, part: PartRow, *, size: bool = False) -> PartFacts | 
         tokens_done=int(table.token_length[table.complete].sum(dtype="int64")),
         seconds_left=None,
     )
-    return PartFacts(archive.attributes.state == "complete", progress, folder_bytes(path) if size else 0)
+    return PartFacts(archive.attributes.state == "complete", progress)
+
+
+def kept_bytes(path: Path, part: PartRow) -> int | None:
+    """Return the bytes on disk of the archive of a part; None if it is gone, or another one is in its place."""
+    try:
+        PinnedArchive(path, part.run)
+        return folder_bytes(path)
+    except StorageError:
+        return None
+    except OSError as error:  # it is there, and its owner keeps it
+        logger.warning("the size of %s cannot be read: %s", path, error)
+        return 0
 
 
 def close_cancelled(path: Path, part: PartRow) -> Progress | None:
     """Mark the pending instructions of a part as cancelled and close its archive; None if there is none."""
-    facts = part_facts(path, part, size=True)
+    try:
+        facts = part_facts(path, part)
+    except SparcomError as error:
+        logger.warning("an archive cannot be closed: %s", error)
+        return None
     if facts is None or facts.closed:
         return None if facts is None else facts.progress
     committer = ArchiveCommitter(PinnedArchive(path, part.run))
@@ -82,9 +94,11 @@ def read_failures(archives: ArchiveStore, job: JobRow) -> list[str]:
     found: list[str] = []
     for part in job.parts:
         path = archives.path(part.archive)
-        if not part.progress.get("failed") or not path.exists():
+        if not part.progress.get("failed"):
             continue
         try:
+            if not path.exists():
+                continue
             PinnedArchive(path, part.run)
             archive = open_archive(path, follow_links=False)
             ids, reasons = archive.strings("id"), archive.strings("error")

@@ -92,8 +92,8 @@ class Describe:
             error=JobError(type=job.error_type, message=self._text(job.error_message or ""))
             if job.error_type
             else None,
-            failures=[Failure.model_validate_json(failure) for failure in job.failures],
-            warnings=job.warnings,
+            failures=[self._failure(failure) for failure in job.failures],
+            warnings=[self._text(warning) for warning in job.warnings],
             links=JobLinks(
                 self=address,
                 events=f"{address}/events",
@@ -104,6 +104,10 @@ class Describe:
                 analysis=f"{address}/analysis/{REPORT}" if job.analysis else None,
             ),
         )
+
+    def _failure(self, stored: str) -> Failure:
+        failure = Failure.model_validate_json(stored)
+        return failure.model_copy(update={"error": self._text(failure.error)})
 
     def _part(self, part: PartRow) -> JobArchive:
         entry = self._entry(part.archive)

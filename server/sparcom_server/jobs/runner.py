@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +19,13 @@ import numpy as np
 from sparcom_data.errors import DiskFullError, EngineError, InvalidInputError, SparcomError
 from sparcom_data.progress import Progress
 from sparcom_data.schema.options import ExtractionOptions
+from sparcom_data.storage import storage_error
 from sparcom_extractor.spans import span
 from sparcom_server.archives.store import ArchiveStore
-from sparcom_server.database.database import DatabaseError, now
+from sparcom_server.database.database import now
 from sparcom_server.database.tables import JobRow, PartRow
-from sparcom_server.jobs.outcome import PartFacts, close_cancelled, part_facts, read_failures
+from sparcom_server.errors import DatabaseError
+from sparcom_server.jobs.outcome import close_cancelled, kept_bytes, part_facts, read_failures
 from sparcom_server.jobs.store import Batch, JobStore
 from sparcom_server.models import ModelPool
 from sparcom_server.observe.logs import LogIds, log_ids
@@ -32,9 +36,6 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0  # until a job that the disk stopped is tried again
 SETTLE_SECONDS = 3.0  # until an engine that failed is taken for alive
-
-ProgressObserver = Callable[[Progress, Progress], None]
-"""Called with the previous and the new snapshot, for every step of every job."""
 
 
 class Observer(Protocol):
@@ -82,8 +83,8 @@ class JobRunner:
         self._disk, self._observer, self._analyze = disk, observer, analyze
         self._patience = int(passed_over_seconds * 1000)
         self._running: _Running | None = None
-        self._hold_until = 0.0
-        self._stopping = False
+        self._hold_until, self._stopping = 0.0, False
+        self.problem = ""  # why no job runs
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -114,8 +115,8 @@ class JobRunner:
             await asyncio.wait({self._task})
         if running:
             try:
-                await self._jobs.requeue(running.job_id, STOPPED)
-            except DatabaseError:
+                await asyncio.wait_for(self._jobs.requeue(running.job_id, STOPPED), RETRY_SECONDS)
+            except (DatabaseError, TimeoutError):
                 logger.exception("the next start queues extraction %s again", running.job_id)
 
     async def cancel(self, job: JobRow) -> None:
@@ -132,13 +133,14 @@ class JobRunner:
             try:
                 if interrupted:
                     await self._jobs.recover()
-                    interrupted = False
                 job = await self._choose()
+                interrupted, self.problem = False, ""
                 if job is not None:
                     await self._advance(job)
                     continue
-            except DatabaseError:
-                logger.exception("the job queue waits for the database")
+            except Exception as error:
+                self.problem = f"no job runs, and the next attempt is in {RETRY_SECONDS:g} s: {error}"
+                logger.exception("the job queue waits")
                 interrupted = True
             try:
                 await asyncio.wait_for(self._jobs.wake.wait(), RETRY_SECONDS)
@@ -148,9 +150,11 @@ class JobRunner:
     async def _choose(self) -> JobRow | None:
         """Return the job to advance next: one to cancel, the oldest, or the oldest of those whose model is loaded."""
         jobs = await self._jobs.unfinished()
+        if asyncio.get_running_loop().time() < self._hold_until:
+            return None
         if cancelling := next((job for job in jobs if job.state == "cancelling"), None):
             return cancelling
-        if not jobs or self._disk.full or asyncio.get_running_loop().time() < self._hold_until:
+        if not jobs or self._disk.full:
             return None
         oldest, loaded = jobs[0], self._models.loaded
         ready = next((job for job in jobs if (part := next_part(job)) is None or part.model in loaded), oldest)
@@ -178,15 +182,17 @@ class JobRunner:
                 await self._run_part(job, part)
         except (asyncio.CancelledError, DatabaseError):
             raise
-        except DiskFullError as error:
+        except Exception as error:
+            if not isinstance(error, SparcomError):
+                logger.exception("extraction %s failed unexpectedly", job.id)
+            if isinstance(error, OSError):
+                error = storage_error(Path(error.filename or self._archives.folder), error)
+            if not isinstance(error, DiskFullError):
+                await self._fail(job, error)
+                return
             logger.warning("extraction %s waits: %s", job.id, error)
             self._hold_until = asyncio.get_running_loop().time() + RETRY_SECONDS
             await self._jobs.requeue(job.id, f"waits for space on the disk: {error}")
-        except SparcomError as error:
-            await self._fail(job, error)
-        except Exception as error:
-            logger.exception("extraction %s failed unexpectedly", job.id)
-            await self._fail(job, error)
 
     async def _run_part(self, job: JobRow, part: PartRow) -> None:
         path, waited = self._archives.path(part.archive), (now() - job.created) / 1000
@@ -236,8 +242,14 @@ class JobRunner:
             extraction.cancel()
             await extraction.run(lambda _: None)
             raise InvalidInputError(_NOT_ALIGNED.format(job.model, job.tuned))
-        await self._jobs.archive_created(job.id, part.number, extraction.prompts_sha256, extraction.warnings)
-        job = await self._jobs.enter(job.id, "running")
+        try:
+            await self._jobs.archive_created(job.id, part.number, extraction.prompts_sha256, extraction.warnings)
+            job = await self._jobs.enter(job.id, "running")
+        except DatabaseError:
+            extraction.suspend()
+            with suppress(SparcomError):
+                await extraction.run(lambda _: None)  # which releases the archive
+            raise
         if job.state != "running":
             extraction.cancel()
         if self._stopping:
@@ -339,14 +351,9 @@ class JobRunner:
         await self._end(job, "failed", JobError(type=kind, message=message))
 
     async def _end(self, job: JobRow, state: JobState, error: JobError | None = None) -> None:
-        facts: list[PartFacts | None] = [
-            await asyncio.to_thread(part_facts, self._archives.path(part.archive), part, size=True)
-            for part in job.parts
-        ]
+        sizes = [await asyncio.to_thread(kept_bytes, self._archives.path(part.archive), part) for part in job.parts]
         failures = await asyncio.to_thread(read_failures, self._archives, job)
-        ended = await self._jobs.finish(
-            job.id, state, error, failures=failures, sizes=[fact.bytes if fact else 0 for fact in facts]
-        )
+        ended = await self._jobs.finish(job.id, state, error, failures=failures, sizes=sizes)
         seconds = ((ended.finished or 0) - (ended.started or ended.created)) / 1000
         self._observer.job_ended(state, seconds)
         logger.info("extraction %s is %s after %.1f s", job.id, state, seconds)

@@ -295,11 +295,11 @@ class JobStore:
         error: JobError | None = None,
         *,
         failures: Iterable[str] = (),
-        sizes: Iterable[int],
+        sizes: Iterable[int | None],
     ) -> JobRow:
         """End a job: release its archive names, and forget its instructions, which the archive holds now.
 
-        failures: JSON of the first failed instructions. sizes: bytes on disk of each archive; 0 if there is none.
+        failures: JSON of the first failed instructions. sizes: bytes on disk of each archive; None if there is none.
         """
 
         def work(session: Session, job: JobRow) -> None:
@@ -319,8 +319,8 @@ class JobStore:
                 row = session.get(ArchiveRow, part.archive)
                 if row is None:
                     continue
-                row.job_id, row.bytes = None, size
-                if not size:
+                row.job_id, row.bytes = None, size or 0
+                if size is None:
                     session.delete(row)
             session.execute(delete(InstructionRow).where(InstructionRow.job_id == job_id))
 

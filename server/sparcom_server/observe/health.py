@@ -22,15 +22,16 @@ async def health_problems(service: Service) -> list[str]:
 
 
 async def ready_problems(service: Service) -> list[str]:
-    """Return why a job that is submitted now cannot run soon."""
+    """Return why a job that is submitted now cannot run soon. A swap of models is planned work, and no reason."""
     problems = await health_problems(service)
-    states = service.models.states
     if service.stopping:
         problems.append("the service is stopping")
     if service.disk.full:
         problems.append(service.disk.problem)
-    if "ready" not in states.values():
-        shown = ", ".join(f"{name} is {state}" for name, state in states.items())
+    elif service.runner.problem:
+        problems.append(service.runner.problem)
+    if not service.models.available:
+        shown = ", ".join(f"{name} is {state}" for name, state in service.models.states.items())
         problems.append(f"no engine runs: {shown}")
     return problems
 
@@ -39,7 +40,7 @@ async def database_problem(database: Database, seconds: float = DATABASE_SECONDS
     """Return why the database does not answer within `seconds`; empty if it does."""
     try:
         async with asyncio.timeout(seconds):
-            await database.read(lambda session: session.execute(text("SELECT 1")).scalar_one())
+            await database.read(lambda session: session.execute(text("SELECT version_num FROM alembic_version")).one())
     except TimeoutError:
         return f"the database does not answer within {seconds:g} s"
     except SparcomError as error:

@@ -47,6 +47,6 @@ async def _lines(job_id: str, kind: Kind, service: ServiceDep, principal: Princi
 
     def lines() -> Iterator[bytes]:
         for archive, model, name in sources:
-            yield from result_lines(archive, kind, model, name)
+            yield from result_lines(archive, kind, model, name, lambda text: service.access.hide_paths(text, principal))
 
     return LinesResponse(lines())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -235,3 +236,15 @@ def test_a_failing_close_is_an_error(tmp_path: Path, columns: Columns, writes: A
     with pytest.raises(StorageError, match="No space left"):
         committer.close()
     assert open_archive(tmp_path / "a.zarr").attributes.state == "open"
+
+
+@pytest.mark.parametrize("name", ["instruction/state", "token/id", "zarr.json"])
+def test_an_archive_that_is_being_removed_is_an_error(tmp_path: Path, columns: Columns, name: str) -> None:
+    """A removal takes the files one by one. Whichever is gone first, the next commit tells that it was removed."""
+    layout = make(tmp_path / "a.zarr", columns(3), [2, 2, 2])
+    committer = ArchiveCommitter(tmp_path / "a.zarr")
+    gone = tmp_path / "a.zarr" / name
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(StorageError, match="was removed"):
+        committer.complete([item(layout, 0)])
+    assert not gone.exists()

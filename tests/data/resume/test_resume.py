@@ -260,3 +260,16 @@ def test_a_new_archive_on_a_full_disk_raises_it(tmp_path: Path, columns: Columns
     with pytest.raises(DiskFullError, match=r"a\.zarr"):
         create_archive(tmp_path / "a.zarr", attributes(), columns(4), LAYOUT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_resume_releases_the_archive(
+    opened: Path, columns: Columns, writes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk ends the attempt. The next one finds the archive free, although the error is still being handled."""
+    monkeypatch.setattr(resume, "LOCK_SECONDS", 0.2)
+    writes.restart(fail_at=0)
+    with pytest.raises(DiskFullError) as held:
+        reopen(opened, columns)
+    writes.restart()
+    assert reopen(opened, columns)
+    del held

@@ -52,20 +52,21 @@ class Case:
     real: tuple[dict[str, str], ...]  # names and ids of Ben's
     absent: dict[str, str]  # equally long ones that do not exist
 
-    def ask(self, method: str, path: str) -> tuple[int, str, dict[str, str]]:
+    def ask(
+        self, method: str, path: str, headers: dict[str, str] | None = None, body: str | None = None
+    ) -> tuple[int, str, dict[str, str]]:
         """Send a request of Ann's with this very path; return status, body and headers without the names asked for."""
         host, port = self.running.url.removeprefix("http://").split(":")
         connection = HTTPConnection(host, int(port), timeout=20)
-        connection.request(method, path, headers={"Authorization": self.ann.headers["Authorization"]})
+        own = {"Authorization": self.ann.headers["Authorization"]}
+        connection.request(method, path, body, headers=own | (headers or {}))
         answer = connection.getresponse()
         text = answer.read().decode(errors="replace")
         assert HIDDEN not in text, path
         assert str(self.running.archives.parent) not in text.replace(path, "").replace(quote(path), ""), path
-        headers = {
-            name: self.blank(value) for name, value in answer.getheaders() if name not in {"date", "x-request-id"}
-        }
+        kept = {name: self.blank(value) for name, value in answer.getheaders() if name not in {"date", "x-request-id"}}
         connection.close()
-        return answer.status, self.blank(text), headers
+        return answer.status, self.blank(text), kept
 
     def blank(self, text: str) -> str:
         """Replace names and ids, so that answers about Ben's and about nobody's can be compared."""
@@ -136,6 +137,62 @@ def test_no_route_tells_another_keys_things_from_absent_ones(case: Case) -> None
     assert asked > 500
     assert case.state() == before
     assert case.ben.get("/v1/archives/secret").json()["instructions"]["complete"] == 3
+
+
+HEADERS: tuple[dict[str, str], ...] = (
+    {},
+    {"If-None-Match": "*"},
+    {"If-Modified-Since": "Fri, 01 Jan 2100 00:00:00 GMT"},
+    {"Range": "bytes=0-1"},
+    {"Range": "bytes=999999999-"},
+    {"Last-Event-ID": "1", "Accept": "text/event-stream"},
+    {"Idempotency-Key": "first"},
+)
+
+
+def test_no_method_and_no_header_tells_them_either(case: Case) -> None:
+    """Neither HEAD, PUT, PATCH and OPTIONS nor conditions, ranges and event ids are answered otherwise for Ben's."""
+    asked = set[int]()
+    api = case.running.http.get("/openapi.json").json()
+    paths = [path for path in api["paths"] if "{" in path]
+    for path, method, headers, real in product(
+        paths, ("GET", "HEAD", "PUT", "PATCH", "OPTIONS", "POST"), HEADERS, case.real
+    ):
+        values = {name: VALUES[name][0] for name in re.findall(r"\{(\w+)\}", path)}
+        address = path.format(**values)
+        theirs = case.ask(method, address.format(**real), headers)
+        assert theirs == case.ask(method, address.format(**case.absent), headers), f"{method} {address} {headers}"
+        asked.add(theirs[0])
+    assert asked <= {404, 405, 415, 422}
+
+
+def test_a_submission_tells_nothing_of_other_keys(case: Case) -> None:
+    """Names that Ben's jobs hold, his idempotency key with his very request, and his files give Ann what absent ones
+    give: a job of her own, or the same error. Her own held name is a 409 that names her job alone."""
+    request = json.dumps({"instructions": instructions(2), "archive": "fresh"})
+    headers = {"Content-Type": "application/json", "Idempotency-Key": "shared"}
+    theirs = case.ben.post("/v1/extractions", content=request, headers=headers).json()
+    status, text, kept = case.ask("POST", "/v1/extractions", headers, request)
+    own = json.loads(text)
+    assert (status, own["owner"], "idempotent-replayed" in kept) == (202, "ann", False)
+    assert own["id"] != theirs["id"]
+    assert case.ask("POST", "/v1/extractions", headers, request)[2]["idempotent-replayed"] == "true"
+    headers = {"Content-Type": "application/json"}
+    for name in NAMES:
+        found = []
+        for ids in (case.real[1], case.absent):
+            body = json.dumps({"instructions": instructions(1), "archive": name.format(**ids)})
+            found.append(case.ask("POST", "/v1/extractions", headers, body))
+        if found[0][0] == 202:  # the jobs differ in ids and times alone
+            assert [json.loads(answer[1])["archive"] for answer in found] == ["archive", "archive"]
+            continue
+        assert found[0] == found[1], name
+        assert found[0][0] == (409 if name == "mine" else 422), name
+    status, text, _ = case.ask("POST", "/v1/extractions", headers, request)
+    assert status == 409
+    assert own["id"] in text
+    assert theirs["id"] not in text
+    assert "benben" not in text
 
 
 def test_lists_show_only_ones_own(case: Case) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from fake_engine import FakeEngine, FakeExtraction
+from sparcom_data.errors import StorageError
 from sparcom_server.access.gate import Gate
 from sparcom_server.access.keys import list_keys
 from sparcom_server.access.principal import ANONYMOUS, Principal
@@ -70,6 +72,11 @@ def test_only_the_owner_reads_the_data_folder(process: Start) -> None:
         ("Open http://h:8000/v1/archives/a/zarr instead", "Open http://h:8000/v1/archives/a/zarr instead"),
         ("its address ends in /zarr; GET /v1/archives lists", "its address ends in /zarr; GET /v1/archives lists"),
         ("1/2 of 3/4/5 and text/plain", "1/2 of 3/4/5 and text/plain"),
+        ("Permission denied: '/srv/my models/base 7b'", "Permission denied: 'base 7b'"),
+        ("'/srv/a' -> '/srv/b c/d'", "'a' -> 'd'"),
+        ("FileNotFoundError:/srv/models/base", "FileNotFoundError:base"),
+        ("sqlite:////srv/data/sparcom.db is locked", "sqlite:///sparcom.db is locked"),
+        ("it's at file:///srv/models/base, isn't it", "it's at file://base, isn't it"),
     ],
 )
 def test_messages_hide_paths(tmp_path: Path, message: str, shown: str) -> None:
@@ -82,3 +89,38 @@ def test_messages_hide_paths(tmp_path: Path, message: str, shown: str) -> None:
     assert gate.hide_paths(message, ANN) == shown
     assert gate.hide_paths(message, None) == shown, "before the client is known"
     assert gate.hide_paths(message, ANONYMOUS) == message
+
+
+class Talkative(FakeEngine):
+    """Names paths of the server in warnings and in reasons of instructions; its second job fails with one."""
+
+    def prepare(self, *arguments: Any, **options: Any) -> FakeExtraction:
+        """Fail the first instruction."""
+        path = arguments[2]
+        options["failures"] = {0: f"chunk {path}/neuron/active/c.0 is damaged; see '/srv/my logs/engine log'"}
+        self.warnings = [f"the tokenizer of {path.parent}/models has no BOS"]
+        if self.committed:
+            raise StorageError(f"writing {path}/zarr.json failed")
+        return super().prepare(*arguments, **options)
+
+
+def test_users_read_no_path_of_the_server(start: Start, client: Start) -> None:
+    """Neither reports, lists, events nor reasons of instructions hold one; admins read them all."""
+    running = start(Talkative())
+    admin, ann = client(running, "root", "admin"), client(running, "ann")
+    body = {"instructions": [{"id": "a", "text": "x"}, {"id": "b", "text": "x"}]}
+    jobs = [ann.post("/v1/extractions", json=body | {"archive": name}).json()["id"] for name in "mn"]
+    running.wait_for(lambda: all(ann.get(f"/v1/extractions/{job}").json()["finished"] for job in jobs))
+    path = str(running.archives)
+    routes = ["/v1/extractions", "/v1/archives", "/v1/archives/{}m", "/v1/models", "/ready", "/health"]
+    routes += [f"/v1/extractions/{job}{part}" for job in jobs for part in ("", "/errors", "/results", "/events")]
+    for route in routes:
+        text = ann.get(route.format("")).text
+        assert path not in text, route
+        assert "/srv/" not in text, route
+    reasons = [f"/v1/extractions/{jobs[0]}", f"/v1/extractions/{jobs[0]}/errors", f"/v1/extractions/{jobs[1]}"]
+    assert all(path in admin.get(route).text for route in reasons)
+    assert "chunk m.zarr/neuron/active/c.0 is damaged; see 'engine log'" in ann.get(reasons[0]).text
+    assert "chunk m.zarr/neuron/active/c.0 is damaged; see 'engine log'" in ann.get(reasons[1]).text
+    assert ann.get(reasons[0]).json()["warnings"] == ["the tokenizer of models has no BOS"]
+    assert ann.get(reasons[2]).json()["error"]["message"] == "writing n.zarr/zarr.json failed"

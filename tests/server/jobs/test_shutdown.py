@@ -43,7 +43,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[str], str]:
     raise AssertionError(f"the server did not start: {process.wait()}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_suspends_the_job_and_closes_the_engines(tmp_path: Path, number: signal.Signals) -> None:
     """After the signal, complete instructions stay complete and all others stay pending; exit status 0."""
     process, url = start(tmp_path)

@@ -19,7 +19,7 @@ from sparcom_server.settings import ServerSettings
 Start = Callable[..., Any]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_while_models_load_ends_it(process: Start, number: signal.Signals, status: int) -> None:
     """A start that blocks forever in a thread does not keep the process; it must end within 10 s."""
     running = process(ready=False, stuck=True)
