@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from sparcom_data.errors import InvalidInputError
-from sparcom_data.schema.strict import StrictModel
+from sparcom_data.schema.strict import StrictModel, one_of
 
 MAX_TOKEN_ID = 2**31 - 1  # token/id is int32
 ID_ALIAS = "custom_id"
@@ -68,10 +68,11 @@ class Message(StrictModel):
     content: Annotated[str, Field(min_length=1), UNICODE]
 
 
-def _describe_other_name(schema: dict[str, Any]) -> None:
+def _describe_rules(schema: dict[str, Any]) -> None:
     schema["properties"][ID_ALIAS] = schema["properties"]["id"]
     schema["required"].remove("id")
-    schema["oneOf"] = [{"required": ["id"]}, {"required": [ID_ALIAS]}]
+    one_of("text", "messages", "token_ids")(schema)
+    schema["allOf"] = [{"oneOf": [{"required": ["id"]}, {"required": [ID_ALIAS]}]}]
 
 
 class Instruction(StrictModel):
@@ -83,7 +84,7 @@ class Instruction(StrictModel):
     facts belong under `metadata`. An unknown field is refused, since it may be a misspelt known one.
     """
 
-    model_config = ConfigDict(json_schema_extra=_describe_other_name)
+    model_config = ConfigDict(json_schema_extra=_describe_rules)
 
     id: Annotated[str, Field(min_length=1, max_length=512, validation_alias=AliasChoices("id", ID_ALIAS)), UNICODE]
     text: Text | None = None

@@ -21,8 +21,9 @@ from sparcom_extractor.spans import span
 from sparcom_server.archives.store import ArchiveStore
 from sparcom_server.database.database import DatabaseError, now
 from sparcom_server.database.tables import JobRow, PartRow
+from sparcom_server.jobs.batch import Batch
 from sparcom_server.jobs.outcome import PartFacts, close_cancelled, part_facts, read_failures
-from sparcom_server.jobs.store import Batch, JobStore
+from sparcom_server.jobs.store import JobStore
 from sparcom_server.models import ModelPool
 from sparcom_server.observe.logs import LogIds, log_ids
 from sparcom_server.protocols import Extraction
