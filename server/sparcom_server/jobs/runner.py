@@ -24,6 +24,7 @@ from sparcom_server.database.tables import JobRow, PartRow
 from sparcom_server.jobs.batch import Batch
 from sparcom_server.jobs.outcome import PartFacts, close_cancelled, part_facts, read_failures
 from sparcom_server.jobs.store import JobStore
+from sparcom_server.memory import release_memory
 from sparcom_server.models import ModelPool
 from sparcom_server.observe.logs import LogIds, log_ids
 from sparcom_server.protocols import Extraction
@@ -227,6 +228,7 @@ class JobRunner:
                     alone=batch.suspects,
                     failures=dict.fromkeys(batch.killers, KILLER),
                 )
+            await asyncio.to_thread(release_memory)
             await self._run_extraction(job, part, extraction, batch)
         finally:
             self._running = None

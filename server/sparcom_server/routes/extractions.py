@@ -63,7 +63,7 @@ async def submit(
     """
     body = await read_body(request)
     request_sha256 = digest(body)
-    async with service.submissions:
+    async with service.submissions.take(len(body)):
         extraction = await asyncio.to_thread(parse_extraction, body, service.settings.max_instructions)
         job, is_new = await service.submit(principal, extraction, request_sha256, idempotency_key)
     report = describe.job(job, await service.position(job))
