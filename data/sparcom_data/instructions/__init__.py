@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,13 +46,15 @@ def _encodable_metadata(value: dict[str, Any]) -> dict[str, Any]:
         level = [inner for outer in level for inner in _inner(outer)]
     if level:
         raise ValueError(f"metadata may be nested at most {MAX_METADATA_DEPTH} deep; this is deeper")
-    _encodable(json.dumps(value, ensure_ascii=False, default=str))
     return value
 
 
 def _inner(value: Any) -> list[Any]:
-    """Return the objects and lists directly inside `value`."""
+    """Return the objects and lists directly inside `value`, and check its strings. Copies none of them."""
     values = value.values() if isinstance(value, dict) else value
+    for text in chain(value, values) if isinstance(value, dict) else values:
+        if isinstance(text, str) and not text.isascii():
+            _encodable(text)
     return [inner for inner in values if isinstance(inner, dict | list)]
 
 

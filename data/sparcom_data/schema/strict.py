@@ -35,7 +35,7 @@ class StrictModel(BaseModel):
 
 def one_of(*names: str) -> Callable[[dict[str, Any]], None]:
     """Return a change of a JSON schema: exactly one of these optional fields is given, neither null nor empty."""
-    filled = {"array": {"minItems": 1}, "string": {"pattern": r"\S"}}
+    filled: dict[str, dict[str, Any]] = {"array": {"minItems": 1}, "string": {"pattern": r"\S"}}
 
     def change(schema: dict[str, Any]) -> None:
         kinds = {name: schema["properties"][name]["anyOf"][0]["type"] for name in names}

@@ -139,6 +139,9 @@ def test_the_number_of_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(request_body, "MAX_VALUES", 100)
     monkeypatch.setattr(request_body, "MAX_CONTAINERS", 3)
     assert "at most 3 objects and lists" in problems(body)[0]
+    monkeypatch.setattr(request_body, "MAX_CONTAINERS", 100)
+    monkeypatch.setattr(request_body, "MAX_STRINGS", 3)
+    assert "at most 3 strings" in problems(body)[0]
 
 
 @pytest.mark.parametrize("text", ["[" * 50, '"[' * 50, '\\"{[' * 50, "\\", '"', "\\\\", '\\\\"['])
@@ -152,7 +155,7 @@ def test_brackets_in_text_are_not_counted(monkeypatch: pytest.MonkeyPatch, text:
 def test_an_open_string_is_counted_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unterminated string is counted in one pass; a second pass per escaped quote would take hours."""
     monkeypatch.setattr(request_body, "MAX_CONTAINERS", 4)
-    assert request_body._count_containers(bytearray(b"[[" + b'"' + b'\\"[' * 1_000_000)) == 2
+    assert request_body._count_strings_and_containers(bytearray(b"[[" + b'"' + b'\\"[' * 1_000_000)) == (1, 2)
 
 
 def test_a_body_is_emptied_when_it_is_decoded() -> None:
