@@ -26,6 +26,7 @@ from sparcom_data.schema.strict import StrictModel, one_of
 MAX_TOKEN_ID = 2**31 - 1  # token/id is int32
 ID_ALIAS = "custom_id"
 MAX_METADATA_DEPTH = 100  # pydantic cannot serialize objects nested 255 deep
+MAX_METADATA_VALUES = 100_000  # an instruction is written as one text, beside its values in memory
 
 
 def _encodable(value: str) -> str:
@@ -41,8 +42,11 @@ def _encodable(value: str) -> str:
 
 
 def _encodable_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    level: list[Any] = [value]
+    level, values = list[Any]([value]), 0
     for _ in range(MAX_METADATA_DEPTH):
+        values += sum(map(len, level))
+        if values > MAX_METADATA_VALUES:
+            raise ValueError(f"metadata may hold at most {MAX_METADATA_VALUES:,} values; this holds more")
         level = [inner for outer in level for inner in _inner(outer)]
     if level:
         raise ValueError(f"metadata may be nested at most {MAX_METADATA_DEPTH} deep; this is deeper")

@@ -20,8 +20,8 @@ from sparcom_server.errors import IncompleteBodyError, NotJsonError, Unsupported
 from sparcom_server.schemas.requests import ExtractionRequest
 
 MAX_VALUES = 8_000_000  # numbers and strings; a number takes at most 32 bytes
-MAX_STRINGS = 4_000_000  # keys included; at most 72 bytes each besides their characters
-MAX_CONTAINERS = 1_000_000  # objects and lists; at most 232 bytes each
+MAX_STRINGS = 2_000_000  # keys included; at most 72 bytes each besides their characters
+MAX_CONTAINERS = 500_000  # objects and lists; at most 232 bytes each
 Model = TypeVar("Model", bound=BaseModel)
 _STRING_OR_CONTAINER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[\[{]', re.DOTALL)
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from sparcom_data.errors import InvalidInputError
-from sparcom_data.instructions import MAX_METADATA_DEPTH, Instruction, dataset_sha256
+from sparcom_data.instructions import MAX_METADATA_DEPTH, MAX_METADATA_VALUES, Instruction, dataset_sha256
 from sparcom_server.http import request_body
 from sparcom_server.http.request_body import parse_extraction
 
@@ -116,6 +116,14 @@ def test_metadata_of_the_allowed_depth_is_accepted() -> None:
     assert len(dataset_sha256(allowed.instructions)) == 64
     with pytest.raises(ValueError, match="at most 100 deep"):
         Instruction.model_validate(ONE | {"metadata": nested(MAX_METADATA_DEPTH + 1)})
+
+
+def test_the_number_of_values_in_metadata_is_bounded() -> None:
+    """Metadata of 100,000 values are accepted, at any depth; one more is refused, with the limit."""
+    most: dict[str, Any] = {"a": [[0] * 50_000, [0] * (MAX_METADATA_VALUES - 50_003)]}
+    Instruction.model_validate(ONE | {"metadata": most})
+    with pytest.raises(ValueError, match="at most 100,000 values"):
+        Instruction.model_validate(ONE | {"metadata": most | {"b": 1}})
 
 
 def test_the_number_of_instructions_is_bounded(start: Start) -> None:
