@@ -234,10 +234,11 @@ class FakeEngine:
             max_tokens=options.max_tokens,
             granularity=options.granularity,
         ).model_copy(update={"dataset": DatasetInfo(name=dataset_name), "run": run})
+        ids, categories, sources = zip(*((item.id, item.category, item.source) for item in instructions), strict=True)
         columns = InstructionColumns(
-            id=[instruction.id for instruction in instructions],
-            category=[instruction.category for instruction in instructions],
-            source=[instruction.source for instruction in instructions],
+            id=ids,
+            category=categories,
+            source=sources,
             text=Texts(instructions),
             error=["" if fit else f"the prompt may have {self.max_prompt_tokens} tokens" for fit in fits],
         )
