@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import MAX_METADATA_DEPTH, MAX_METADATA_VALUES, Instruction, dataset_sha256
 from sparcom_server.http import request_body
 from sparcom_server.http.request_body import parse_extraction
+from sparcom_server.memory import LARGE_BYTES, Turns
 
 Start = Callable[..., Any]
 ONE = {"id": "a", "text": "hello"}
@@ -186,3 +189,25 @@ def test_the_loop_answers_while_a_body_is_checked(start: Start, monkeypatch: pyt
     with httpx.Client(base_url=running.url, timeout=20) as other:
         assert other.post("/v1/extractions", json={"instructions": [ONE]}).status_code == 202
     assert answers == [200]
+
+
+def test_large_bodies_take_turns() -> None:
+    """Of two large bodies the second waits; a small one does not. An error ends a turn, too."""
+
+    async def use(turns: Turns) -> list[str]:
+        order: list[str] = []
+
+        async def take(name: str, size: int) -> None:
+            with suppress(ValueError):
+                async with turns.take(size):
+                    order.append(f"{name} begins")
+                    await asyncio.sleep(0.05 if size > LARGE_BYTES else 0)
+                    order.append(f"{name} ends")
+                    raise ValueError
+
+        await asyncio.gather(take("first", LARGE_BYTES + 1), take("second", LARGE_BYTES + 1), take("small", 1))
+        return order
+
+    assert asyncio.run(use(Turns(2))) == [
+        "first begins", "small begins", "small ends", "first ends", "second begins", "second ends"
+    ]  # fmt: skip
