@@ -22,7 +22,7 @@ CLIMBS = words(
     r"%2e%2e%2f%2e%2e ..%2f.. %2f.."
 )
 NAMES = (
-    *words(r". ~ ~a a~b other~kept /etc/passwd //etc/passwd C:\Windows C%3A%5C CON nul.txt aux a. a:b * ? # % %00 a%00b"),
+    *words(r". ~ ~a a~b x~kept /etc/passwd //etc/passwd C:\Windows C%3A%5C CON nul aux a. a:b * ? # % %00 a%00b"),
     *words(r"%ff%fe %ed%a0%80 é kept.zarr link - --help $(id) `id` ';-- %s%n {0} null NaN -1 %0d%0aX:y"),
     *("", "a ", "\r\n", "\x7f", "\udcff", "\U0001f600", "\u202e", "\ufeff"),
     *("a" * 129, "a" * 5000, "é" * 200, "1" * 400),
