@@ -327,7 +327,10 @@ def _filled(spec: ArraySpec, length: int) -> NDArray[Any]:
 
 
 def _strings(values: Sequence[str]) -> NDArray[Any]:
-    return np.array(list(values), dtype=np.dtypes.StringDType())
+    array = np.empty(len(values), dtype=np.dtypes.StringDType())
+    for index, value in enumerate(values):  # `values` may read each one when it is asked for
+        array[index] = value
+    return array
 
 
 def _create_array(

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from sparcom_data import errors
 
@@ -225,8 +226,9 @@ def install_handlers(app: FastAPI) -> None:
         return error_response(errors.InvalidInputError([describe_problem(item) for item in error.errors()]))
 
     @app.exception_handler(HTTPException)
-    async def on_http(_: Request, error: HTTPException) -> JSONResponse:
-        return status_problem(error.status_code, str(error.detail), error.headers)
+    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        headers = {"Allow": _allowed_methods(request)} if error.status_code == 405 else error.headers
+        return status_problem(error.status_code, str(error.detail), headers)
 
     @app.exception_handler(OSError)
     async def on_storage(request: Request, error: OSError) -> JSONResponse:
@@ -240,3 +242,9 @@ def install_handlers(app: FastAPI) -> None:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         message = "the service failed unexpectedly; its log has the traceback"
         return problem_response("InternalError", 500, [message])
+
+
+def _allowed_methods(request: Request) -> str:
+    """Return the methods of a path. Starlette names only those of the first route that fits."""
+    fitting = (route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE)
+    return ", ".join(sorted({method for route in fitting for method in getattr(route, "methods", None) or ()}))

@@ -29,6 +29,7 @@ from sparcom_server.errors import NotReadyError
 from sparcom_server.jobs.runner import JobRunner
 from sparcom_server.jobs.store import JobStore
 from sparcom_server.jobs.submission import Submission, name_taken
+from sparcom_server.memory import Turns
 from sparcom_server.models import ModelPool
 from sparcom_server.observe.disk import DiskWatch
 from sparcom_server.observe.metrics import Metrics, Snapshot
@@ -79,8 +80,7 @@ class Service:
             passed_over_seconds=settings.passed_over_seconds,
         )
         self.event_streams = asyncio.Semaphore(settings.max_event_streams)
-        # Each may take up to 1 GiB while it is validated.
-        self.submissions = asyncio.Semaphore(settings.max_submissions)
+        self.submissions = Turns(settings.max_submissions)
         self.uploads = UploadStore(
             self.database,
             settings.data_dir,

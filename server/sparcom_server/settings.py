@@ -32,7 +32,7 @@ class ServerSettings(BaseModel):
     max_body_bytes: largest request body; a larger one gets status 413.
     max_file_bytes: largest uploaded file; a larger one gets status 413.
     max_instructions: instructions per request or file; more get status 422.
-    max_submissions: requests validated and tokenized at the same time; others wait.
+    max_submissions: requests validated at the same time, of them one large one; others wait.
     max_connections: open connections, fewer if the process may open few descriptors. Beyond the limit, the longest
         silent one is closed; if the service owes every client a response, a new one gets status 503.
     max_event_streams: open event streams; one more gets status 503.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,22 @@ from sparcom_data.storage.identity import PinnedArchive
 from sparcom_data.testing import count_masks, fill_array, random_attributes
 
 LAYERS, NEURONS = 3, 20
+
+
+class Texts(Sequence[str]):
+    """The texts of instructions. They are not held in memory, as the instructions of a large job are not."""
+
+    def __init__(self, instructions: Sequence[Instruction]) -> None:
+        self._instructions = instructions
+
+    def __len__(self) -> int:
+        return len(self._instructions)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._instructions[index].text or ""
+
+    def __iter__(self) -> Iterator[str]:
+        return (instruction.text or "" for instruction in self._instructions)
 
 
 @dataclass(slots=True)
@@ -217,11 +234,12 @@ class FakeEngine:
             max_tokens=options.max_tokens,
             granularity=options.granularity,
         ).model_copy(update={"dataset": DatasetInfo(name=dataset_name), "run": run})
+        ids, categories, sources = zip(*((item.id, item.category, item.source) for item in instructions), strict=True)
         columns = InstructionColumns(
-            id=[instruction.id for instruction in instructions],
-            category=[instruction.category for instruction in instructions],
-            source=[instruction.source for instruction in instructions],
-            text=[instruction.text or "" for instruction in instructions],
+            id=ids,
+            category=categories,
+            source=sources,
+            text=Texts(instructions),
             error=["" if fit else f"the prompt may have {self.max_prompt_tokens} tokens" for fit in fits],
         )
         archive = create_archive(path, attributes, columns, layout, chunk_tokens=8)

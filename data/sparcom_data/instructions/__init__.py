@@ -14,17 +14,19 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from sparcom_data.errors import InvalidInputError
-from sparcom_data.schema.strict import StrictModel
+from sparcom_data.schema.strict import StrictModel, one_of
 
 MAX_TOKEN_ID = 2**31 - 1  # token/id is int32
 ID_ALIAS = "custom_id"
 MAX_METADATA_DEPTH = 100  # pydantic cannot serialize objects nested 255 deep
+MAX_METADATA_VALUES = 100_000  # an instruction is written as one text, beside its values in memory
 
 
 def _encodable(value: str) -> str:
@@ -40,18 +42,23 @@ def _encodable(value: str) -> str:
 
 
 def _encodable_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    level: list[Any] = [value]
+    level, values = list[Any]([value]), 0
     for _ in range(MAX_METADATA_DEPTH):
+        values += sum(map(len, level))
+        if values > MAX_METADATA_VALUES:
+            raise ValueError(f"metadata may hold at most {MAX_METADATA_VALUES:,} values; this holds more")
         level = [inner for outer in level for inner in _inner(outer)]
     if level:
         raise ValueError(f"metadata may be nested at most {MAX_METADATA_DEPTH} deep; this is deeper")
-    _encodable(json.dumps(value, ensure_ascii=False, default=str))
     return value
 
 
 def _inner(value: Any) -> list[Any]:
-    """Return the objects and lists directly inside `value`."""
+    """Return the objects and lists directly inside `value`, and check its strings. Copies none of them."""
     values = value.values() if isinstance(value, dict) else value
+    for text in chain(value, values) if isinstance(value, dict) else values:
+        if isinstance(text, str) and not text.isascii():
+            _encodable(text)
     return [inner for inner in values if isinstance(inner, dict | list)]
 
 
@@ -68,10 +75,11 @@ class Message(StrictModel):
     content: Annotated[str, Field(min_length=1), UNICODE]
 
 
-def _describe_other_name(schema: dict[str, Any]) -> None:
+def _describe_rules(schema: dict[str, Any]) -> None:
     schema["properties"][ID_ALIAS] = schema["properties"]["id"]
     schema["required"].remove("id")
-    schema["oneOf"] = [{"required": ["id"]}, {"required": [ID_ALIAS]}]
+    one_of("text", "messages", "token_ids")(schema)
+    schema["allOf"] = [{"oneOf": [{"required": ["id"]}, {"required": [ID_ALIAS]}]}]
 
 
 class Instruction(StrictModel):
@@ -83,7 +91,7 @@ class Instruction(StrictModel):
     facts belong under `metadata`. An unknown field is refused, since it may be a misspelt known one.
     """
 
-    model_config = ConfigDict(json_schema_extra=_describe_other_name)
+    model_config = ConfigDict(json_schema_extra=_describe_rules)
 
     id: Annotated[str, Field(min_length=1, max_length=512, validation_alias=AliasChoices("id", ID_ALIAS)), UNICODE]
     text: Text | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, model_validator
 
 from sparcom_data.schema.metadata import Granularity, Positions, PromptFormat
-from sparcom_data.schema.strict import StrictModel
+from sparcom_data.schema.strict import NUMBER, StrictModel
 
 
 class ExtractionOptions(StrictModel):
@@ -19,11 +21,23 @@ class ExtractionOptions(StrictModel):
     add_special_tokens: whether the tokenizer adds its own (such as BOS) in raw format; a chat template brings its own.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"properties": {"positions": {"const": "prompt"}, "max_tokens": {"const": 0}}},
+                {
+                    "required": ["positions", "max_tokens"],
+                    "properties": {"positions": {"enum": ["response", "all"]}, "max_tokens": {"minimum": 1}},
+                },
+            ]
+        }
+    )
+
     granularity: Granularity = "token"
     positions: Positions = "prompt"
     prompt_format: PromptFormat = "raw"
-    max_tokens: int = Field(default=0, ge=0, le=1_000_000)
-    add_special_tokens: bool = True
+    max_tokens: Annotated[int, Field(ge=0, le=1_000_000), NUMBER] = 0
+    add_special_tokens: bool = Field(default=True, strict=True)
 
     @model_validator(mode="after")
     def _max_tokens_fits_positions(self) -> ExtractionOptions:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from sparcom_server.http import examples
 from sparcom_server.http.upload_body import FILE_TYPES, FORM_TYPE
-from sparcom_server.schemas.reports import Problem
+from sparcom_server.schemas.reports import ErrorLine, JobReport, Problem, ResultLine
 from sparcom_server.schemas.requests import ExtractionRequest, KeyRequest, UploadFields
 
 TEMPLATE = "#/components/schemas/{model}"
@@ -29,6 +29,22 @@ FILES: dict[str, tuple[str, ...]] = {
     ),
     "GET /metrics": ("text/plain",),
 }  # fmt: skip
+REF = {model: {"$ref": TEMPLATE.format(model=model.__name__)} for model in (ResultLine, ErrorLine, JobReport)}
+# Schema of each event or line of a response.
+ITEMS: dict[str, dict[str, Any]] = {
+    "GET /v1/extractions/{job_id}/events": {
+        "type": "object",
+        "required": ["data", "event", "id"],
+        "properties": {
+            "data": TEXT | {"contentMediaType": "application/json", "contentSchema": REF[JobReport]},
+            "event": {"enum": ["progress", "end"]},
+            "id": {"type": "string", "pattern": "^[0-9]+$"},
+        },
+    },
+    "GET /v1/extractions/{job_id}/results": REF[ResultLine],
+    "GET /v1/extractions/{job_id}/errors": REF[ErrorLine],
+    "GET /v1/files/{file_id}/content": {"$ref": TEMPLATE.format(model="Instruction")},
+}
 # Routes that answer conditional requests and byte ranges.
 RANGES = tuple(route for route, types in FILES.items() if route.endswith(("/content", "/{key}")))
 CONDITIONS = ("Range", "If-Range", "If-None-Match", "If-Modified-Since")
@@ -58,7 +74,7 @@ def compose(app: FastAPI) -> None:
 
 def _complete(document: dict[str, Any]) -> None:
     schemas: dict[str, Any] = document["components"]["schemas"]
-    for model in (ExtractionRequest, KeyRequest, Problem):
+    for model in (ExtractionRequest, KeyRequest, Problem, ResultLine, ErrorLine):
         _add_schema(schemas, model)
     # Routes read these bodies themselves: FastAPI would validate a large one on the event loop, for seconds.
     for path, model in (("/v1/extractions", ExtractionRequest), ("/v1/keys", KeyRequest)):
@@ -91,7 +107,8 @@ def _complete_operation(path: str, route: str, operation: dict[str, Any]) -> Non
         if media_type != FORM_TYPE:
             content["example"] = examples.REQUESTS[route]
     if types := FILES.get(route):
-        responses[success]["content"] = {media_type: {"schema": BYTES} for media_type in types}
+        described = {"itemSchema": ITEMS[route]} if route in ITEMS else {"schema": BYTES}
+        responses[success]["content"] = {media_type: dict(described) for media_type in types}
     if route in examples.RESPONSES:
         next(iter(responses[success]["content"].values()))["example"] = examples.RESPONSES[route]
     for parameter in operation.get("parameters", []):

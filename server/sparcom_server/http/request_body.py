@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
@@ -20,8 +19,9 @@ from sparcom_data.instructions import ID_ALIAS, Instruction, duplicate_id_proble
 from sparcom_server.errors import IncompleteBodyError, NotJsonError, UnsupportedMediaError, describe_problem
 from sparcom_server.schemas.requests import ExtractionRequest
 
-MAX_VALUES = 8_000_000  # numbers and strings; at most 72 bytes each
-MAX_CONTAINERS = 1_000_000  # objects and lists; at most 232 bytes each
+MAX_VALUES = 8_000_000  # numbers and strings; a number takes at most 32 bytes
+MAX_STRINGS = 2_000_000  # keys included; at most 72 bytes each besides their characters
+MAX_CONTAINERS = 500_000  # objects and lists; at most 232 bytes each
 Model = TypeVar("Model", bound=BaseModel)
 _STRING_OR_CONTAINER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[\[{]', re.DOTALL)
 
@@ -79,22 +79,30 @@ def check_size(data: bytes | bytearray, prefix: str = "") -> None:
     Raises:
         InvalidInputError: it holds too many values. prefix: beginning of the message.
     """
-    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    brackets = data.count(b"[") + data.count(b"{")
+    strings, containers = data.count(b'"') // 2, brackets
+    if strings > MAX_STRINGS or containers > MAX_CONTAINERS:  # quotes and brackets in strings count so far
+        strings, containers = _count_strings_and_containers(data)
     for found, limit, kind in (
-        (values, MAX_VALUES, "numbers and strings"),
-        (_count_containers(data), MAX_CONTAINERS, "objects and lists"),
+        (data.count(b",") + brackets, MAX_VALUES, "numbers and strings"),
+        (strings, MAX_STRINGS, "strings"),
+        (containers, MAX_CONTAINERS, "objects and lists"),
     ):
         if found > limit:
             raise InvalidInputError(f"{prefix}may hold at most {limit:,} {kind}; it holds more. Split it")
 
 
-def _count_containers(data: bytes | bytearray) -> int:
-    """Count objects and lists, up to MAX_CONTAINERS + 1. Up to the limit, brackets in strings count too."""
-    brackets = data.count(b"[") + data.count(b"{")
-    if brackets <= MAX_CONTAINERS:
-        return brackets
-    found = (match for match in _STRING_OR_CONTAINER.finditer(data) if data[match.start()] != ord('"'))
-    return sum(1 for _ in islice(found, MAX_CONTAINERS + 1))
+def _count_strings_and_containers(data: bytes | bytearray) -> tuple[int, int]:
+    """Count strings, and objects and lists, until one of them is beyond its limit."""
+    strings = containers = 0
+    for match in _STRING_OR_CONTAINER.finditer(data):
+        if data[match.start()] == ord('"'):
+            strings += 1
+        else:
+            containers += 1
+        if strings > MAX_STRINGS or containers > MAX_CONTAINERS:
+            break
+    return strings, containers
 
 
 def _decode(body: bytearray) -> Any:

@@ -25,8 +25,10 @@ from sparcom_server.archives.store import ArchiveStore
 from sparcom_server.database.database import now
 from sparcom_server.database.tables import JobRow, PartRow
 from sparcom_server.errors import DatabaseError
+from sparcom_server.jobs.batch import Batch
 from sparcom_server.jobs.outcome import close_cancelled, kept_bytes, part_facts, read_failures
-from sparcom_server.jobs.store import Batch, JobStore
+from sparcom_server.jobs.store import JobStore
+from sparcom_server.memory import release_memory
 from sparcom_server.models import ModelPool
 from sparcom_server.observe.logs import LogIds, log_ids
 from sparcom_server.protocols import Extraction
@@ -232,6 +234,7 @@ class JobRunner:
                     alone=batch.suspects,
                     failures=dict.fromkeys(batch.killers, KILLER),
                 )
+            await asyncio.to_thread(release_memory)
             await self._run_extraction(job, part, extraction, batch)
         finally:
             self._running = None
@@ -306,15 +309,12 @@ class JobRunner:
             await asyncio.to_thread(self._models.source(model).tokenize, batch.instructions, options)
             for model in (job.model, job.tuned)
         ]
-        differing = [
-            item.id
-            for item, one, other in zip(batch.instructions, base, tuned, strict=True)
-            if not np.array_equal(one, other)
-        ]
+        differing = [index for index, pair in enumerate(zip(base, tuned, strict=True)) if not np.array_equal(*pair)]
         if differing:
+            first = await asyncio.to_thread(lambda: batch.instructions[differing[0]].id)
             raise InvalidInputError(
                 f"{_NOT_ALIGNED.format(job.model, job.tuned)} {len(differing)} of {len(base)} prompts differ; the "
-                f"first is {differing[0]!r}"
+                f"first is {first!r}"
             )
 
     async def _engine_failed(self, job: JobRow, error: EngineError) -> None:

@@ -13,7 +13,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from sqlalchemy import and_, delete, func, or_, select
@@ -26,26 +26,13 @@ from sparcom_server.access.principal import Principal
 from sparcom_server.database.database import Database, now
 from sparcom_server.database.tables import ArchiveRow, InstructionRow, JobRow
 from sparcom_server.errors import RETRY_SECONDS, QueueFullError
+from sparcom_server.jobs.batch import Batch, read_batch
 from sparcom_server.jobs.filters import JobFilter
 from sparcom_server.jobs.submission import Submission, hold_names, insert_instructions, new_job, replayed
 from sparcom_server.schemas.reports import UNFINISHED, JobError, JobState, PartState
 
-BATCH = 1000  # instructions that are read at a time
 MAX_CACHED = 10_000  # jobs
-MAX_DEATHS = 2  # of the engine while one instruction ran alone
 ACTIVE: tuple[JobState, ...] = ("loading", "running", "cancelling")
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Instructions of a job.
-
-    suspects: indices to run alone, by descending number of deaths. killers: indices that killed the engine too often.
-    """
-
-    instructions: tuple[Instruction, ...]
-    suspects: tuple[int, ...]
-    killers: frozenset[int]
 
 
 def iso(time: int) -> str:
@@ -214,21 +201,7 @@ class JobStore:
 
     async def batch(self, job_id: str) -> Batch:
         """Return the instructions of a job."""
-
-        def work(session: Session) -> Batch:
-            query = select(InstructionRow).where(InstructionRow.job_id == job_id).order_by(InstructionRow.number)
-            bodies, suspects, killers = [], dict[int, int](), set()
-            for row in session.scalars(query.execution_options(yield_per=BATCH)):
-                bodies.append(Instruction.model_validate_json(row.body))
-                if row.deaths >= MAX_DEATHS:
-                    killers.add(row.number)
-                elif row.suspect:
-                    suspects[row.number] = row.deaths
-                session.expunge(row)
-            first = sorted(suspects, key=lambda number: -suspects[number])
-            return Batch(tuple(bodies), tuple(first), frozenset(killers))
-
-        return await self._database.read(work)
+        return await asyncio.to_thread(read_batch, self._database, job_id)
 
     async def enter(self, job_id: str, state: JobState, reason: str | None = None) -> JobRow:
         """Move a job to loading or running, unless it was cancelled."""

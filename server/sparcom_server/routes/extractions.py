@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator, Field
 
 from sparcom_data.errors import ArchiveNotFoundError, InvalidInputError
 from sparcom_data.storage.beneath import open_beneath
@@ -38,6 +38,16 @@ IdempotencyKey = Annotated[
 ]
 
 
+def _has_date(value: object) -> object:
+    if isinstance(value, str) and value[4:5] != "-":  # pydantic takes a number for seconds since 1970
+        raise ValueError("must be a time with its offset, such as 2026-01-31T12:00:00Z")
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_has_date)]
+Pair = Annotated[str, Field(json_schema_extra={"pattern": ":"})]
+
+
 @router.post("", status_code=202)
 async def submit(
     request: Request,
@@ -53,7 +63,7 @@ async def submit(
     """
     body = await read_body(request)
     request_sha256 = digest(body)
-    async with service.submissions:
+    async with service.submissions.take(len(body)):
         extraction = await asyncio.to_thread(parse_extraction, body, service.settings.max_instructions)
         job, is_new = await service.submit(principal, extraction, request_sha256, idempotency_key)
     report = describe.job(job, await service.position(job))
@@ -72,10 +82,10 @@ async def list_jobs(
     after: After = None,
     state: Annotated[list[JobState] | None, Query(description="Only these states.")] = None,
     model: Annotated[str | None, Query(max_length=512, description="Only jobs of this model.")] = None,
-    created_after: Annotated[AwareDatetime | None, Query(description="Only jobs submitted later.")] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="Only jobs submitted earlier.")] = None,
+    created_after: Annotated[Time | None, Query(description="Only jobs submitted later.")] = None,
+    created_before: Annotated[Time | None, Query(description="Only jobs submitted earlier.")] = None,
     metadata: Annotated[
-        list[str] | None, Query(description="Only jobs with this metadata, KEY:VALUE. Repeatable.")
+        list[Pair] | None, Query(description="Only jobs with this metadata, KEY:VALUE. Repeatable.")
     ] = None,
 ) -> JobPage:
     """List the jobs, newest first."""

@@ -106,6 +106,41 @@ class JobPage(Page):
     data: list[JobReport]
 
 
+class _Line(BaseModel):
+    """Fields of every line of results and errors. index: of the instruction in its request."""
+
+    id: str
+    custom_id: str
+    model: str
+    archive: str
+    index: int
+
+
+class ResultLine(_Line):
+    """One line of `/results`. row: first row in the archive's arrays of tokens; null in archives of counts."""
+
+    state: Literal["complete"]
+    prompt_length: int
+    token_length: int
+    row: int | None
+    response: str
+    category: str
+
+
+class LineError(BaseModel):
+    """Reason why an instruction has no result."""
+
+    code: Literal["failed", "cancelled"]
+    message: str
+
+
+class ErrorLine(_Line):
+    """One line of `/errors`."""
+
+    state: Literal["failed", "cancelled"]
+    error: LineError
+
+
 class ArchiveEntry(BaseModel):
     """Name and addresses of an archive."""
 

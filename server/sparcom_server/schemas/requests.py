@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from sparcom_data.instructions import UNICODE, Instruction
 from sparcom_data.schema.options import ExtractionOptions
-from sparcom_data.schema.strict import StrictModel
+from sparcom_data.schema.strict import NUMBER, StrictModel, one_of
 
 ARCHIVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 OWNER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -56,7 +56,12 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64), UNICODE]
 MetadataValue = Annotated[str, StringConstraints(max_length=512), UNICODE]
-ArchiveName = Annotated[str, AfterValidator(check_archive_name)]
+ArchiveName = Annotated[
+    str,
+    AfterValidator(check_archive_name),
+    Field(json_schema_extra={"pattern": f"^{ARCHIVE_NAME.pattern}$", "not": {"pattern": r"\.zarr$"}}),
+]
+Count = Annotated[int, Field(ge=0), NUMBER]
 
 
 class DatasetRequest(StrictModel):
@@ -69,7 +74,7 @@ class Expiry(StrictModel):
     """When the outputs of a job, or an uploaded file, are deleted: `seconds` after the anchor."""
 
     anchor: Literal["created_at"] = "created_at"
-    seconds: int = Field(ge=HOUR, le=MONTH, description="1 hour to 30 days.")
+    seconds: Annotated[int, Field(ge=HOUR, le=MONTH), NUMBER] = Field(description="1 hour to 30 days.")
 
 
 class UploadFields(StrictModel):
@@ -103,9 +108,11 @@ class ExtractionHead(StrictModel):
     )
     options: ExtractionOptions = ExtractionOptions()
     dataset: DatasetRequest = DatasetRequest()
-    analysis: bool = Field(default=False, description="Analyze the archives once they are complete.")
+    analysis: bool = Field(default=False, strict=True, description="Analyze the archives once they are complete.")
     metadata: Annotated[dict[MetadataKey, MetadataValue], AfterValidator(_check_metadata)] = Field(
-        default={}, description="Up to 16 keys for your own use; jobs can be listed by them."
+        default={},
+        description="Up to 16 keys for your own use; jobs can be listed by them.",
+        json_schema_extra={"maxProperties": MAX_METADATA},
     )
     output_expires_after: Expiry | None = Field(
         default=None, description="Delete job and archives this long after the submission, once the job has ended."
@@ -114,6 +121,8 @@ class ExtractionHead(StrictModel):
 
 class ExtractionRequest(ExtractionHead):
     """Body of `POST /v1/extractions`: exactly one of `instructions` and `input_file_id`."""
+
+    model_config = ConfigDict(json_schema_extra=one_of("instructions", "input_file_id"))
 
     instructions: tuple[Instruction, ...] | None = None
     input_file_id: str | None = Field(default=None, description="Id of an uploaded file of instructions.")
@@ -130,18 +139,19 @@ class ExtractionRequest(ExtractionHead):
 class Limits(StrictModel):
     """Limits of one key. null: the server's default."""
 
-    queued_instructions: int | None = Field(default=None, ge=0, description="Instructions of unfinished jobs.")
-    tokens_per_day: int | None = Field(default=None, ge=0, description="Tokens captured within 24 hours.")
-    storage_bytes: int | None = Field(default=None, ge=0, description="Bytes of archives and uploaded files.")
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    event_streams: int | None = Field(default=None, ge=0, description="Open event streams.")
+    queued_instructions: Count | None = Field(default=None, description="Instructions of unfinished jobs.")
+    tokens_per_day: Count | None = Field(default=None, description="Tokens captured within 24 hours.")
+    storage_bytes: Count | None = Field(default=None, description="Bytes of archives and uploaded files.")
+    requests_per_minute: Annotated[int, Field(ge=1), NUMBER] | None = None
+    event_streams: Count | None = Field(default=None, description="Open event streams.")
 
 
 class KeyRequest(StrictModel):
     """Body of `POST /v1/keys`."""
 
     name: Annotated[str, AfterValidator(_check_owner_name)] = Field(
-        description="Who uses the key. Keys with one name see the same jobs and archives."
+        description="Who uses the key. Keys with one name see the same jobs and archives.",
+        json_schema_extra={"pattern": f"^{OWNER_NAME.pattern}$"},
     )
     role: Role = "user"
     limits: Limits = Limits()

@@ -26,6 +26,7 @@ from sparcom_server.access.principal import Principal
 from sparcom_server.database.database import Database, now
 from sparcom_server.database.tables import FileRow
 from sparcom_server.errors import BodyTooLargeError, UploadNotFoundError
+from sparcom_server.memory import Turns
 from sparcom_server.schemas.requests import UploadFields
 from sparcom_server.uploads.check import check_file, read_lines
 
@@ -39,12 +40,12 @@ class UploadStore:
     """The uploaded files of one service.
 
     Args:
-        checks: limits how many files are checked at once; each may take up to 1 GiB.
+        checks: limits how many files are checked at once.
         max_bytes: largest file. max_instructions: per file.
     """
 
     def __init__(
-        self, database: Database, data_dir: Path, checks: asyncio.Semaphore, *, max_bytes: int, max_instructions: int
+        self, database: Database, data_dir: Path, checks: Turns, *, max_bytes: int, max_instructions: int
     ) -> None:
         self._database, self._checks = database, checks
         self._folder = (data_dir / FOLDER).absolute()
@@ -73,7 +74,7 @@ class UploadStore:
         try:
             size, sha256 = await self._write(partial, content)
             given = fields()
-            async with self._checks:
+            async with self._checks.take(size):
                 count = await asyncio.to_thread(check_file, partial, self._max_instructions)
             await asyncio.to_thread(_keep, partial, path)
             created = now()

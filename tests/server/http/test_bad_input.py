@@ -203,3 +203,43 @@ def test_invalid_text_and_numbers_are_refused(start: Start, body: dict[str, Any]
     assert 400 <= response.status_code < 500, response.text
     assert response.json()["problems"]
     assert running.files() == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"options": {"positions": "all", "max_tokens": True}},
+        {"options": {"positions": "all", "max_tokens": "3"}},
+        {"options": {"add_special_tokens": "yes"}},
+        {"analysis": 0},
+        {"output_expires_after": {"seconds": "3600"}},
+    ],
+)
+def test_values_of_another_type_are_refused(start: Start, fields: dict[str, Any]) -> None:
+    """No value is converted: a string is no number, and a number is no boolean."""
+    response = start().post(**fields)
+    assert (response.status_code, problem_of(response)) == (422, "invalid-input")
+
+
+def test_a_number_may_be_written_with_a_fraction_of_zero(start: Start) -> None:
+    """3.0 is an integer, as in JSON Schema."""
+    job = start().post(options={"positions": "all", "max_tokens": 3.0}).json()
+    assert job["options"]["max_tokens"] == 3
+
+
+@pytest.mark.parametrize("time", ["0.5", "1700000000", "yesterday", "2026-01-31"])
+def test_times_need_a_date_and_an_offset(start: Start, time: str) -> None:
+    """A number is no time, and a date alone has no offset."""
+    response = start().http.get("/v1/extractions", params={"created_after": time})
+    assert response.status_code == 422
+    assert response.json()["problems"][0].startswith("query.created_after: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/v1/extractions", "GET, POST"), ("/v1/files/x", "DELETE, GET"), ("/v1/archives/x/zarr/y", "GET, HEAD")],
+)
+def test_a_refused_method_is_told_all_others(start: Start, path: str, methods: str) -> None:
+    """`Allow` names every method of the path, not those of one route only."""
+    response = start().http.put(path)
+    assert (response.status_code, response.headers["Allow"]) == (405, methods)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 
 from sparcom_data.errors import InvalidInputError
-from sparcom_data.instructions import MAX_METADATA_DEPTH, Instruction, dataset_sha256
+from sparcom_data.instructions import MAX_METADATA_DEPTH, MAX_METADATA_VALUES, Instruction, dataset_sha256
 from sparcom_server.http import request_body
 from sparcom_server.http.request_body import parse_extraction
+from sparcom_server.memory import LARGE_BYTES, Turns
 
 Start = Callable[..., Any]
 ONE = {"id": "a", "text": "hello"}
@@ -118,6 +121,14 @@ def test_metadata_of_the_allowed_depth_is_accepted() -> None:
         Instruction.model_validate(ONE | {"metadata": nested(MAX_METADATA_DEPTH + 1)})
 
 
+def test_the_number_of_values_in_metadata_is_bounded() -> None:
+    """Metadata of 100,000 values are accepted, at any depth; one more is refused, with the limit."""
+    most: dict[str, Any] = {"a": [[0] * 50_000, [0] * (MAX_METADATA_VALUES - 50_003)]}
+    Instruction.model_validate(ONE | {"metadata": most})
+    with pytest.raises(ValueError, match="at most 100,000 values"):
+        Instruction.model_validate(ONE | {"metadata": most | {"b": 1}})
+
+
 def test_the_number_of_instructions_is_bounded(start: Start) -> None:
     """`max_instructions` are accepted; one more gets 422 with both numbers and the remedy."""
     running = start(max_instructions=3)
@@ -139,6 +150,9 @@ def test_the_number_of_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(request_body, "MAX_VALUES", 100)
     monkeypatch.setattr(request_body, "MAX_CONTAINERS", 3)
     assert "at most 3 objects and lists" in problems(body)[0]
+    monkeypatch.setattr(request_body, "MAX_CONTAINERS", 100)
+    monkeypatch.setattr(request_body, "MAX_STRINGS", 3)
+    assert "at most 3 strings" in problems(body)[0]
 
 
 @pytest.mark.parametrize("text", ["[" * 50, '"[' * 50, '\\"{[' * 50, "\\", '"', "\\\\", '\\\\"['])
@@ -152,7 +166,7 @@ def test_brackets_in_text_are_not_counted(monkeypatch: pytest.MonkeyPatch, text:
 def test_an_open_string_is_counted_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unterminated string is counted in one pass; a second pass per escaped quote would take hours."""
     monkeypatch.setattr(request_body, "MAX_CONTAINERS", 4)
-    assert request_body._count_containers(bytearray(b"[[" + b'"' + b'\\"[' * 1_000_000)) == 2
+    assert request_body._count_strings_and_containers(bytearray(b"[[" + b'"' + b'\\"[' * 1_000_000)) == (1, 2)
 
 
 def test_a_body_is_emptied_when_it_is_decoded() -> None:
@@ -175,3 +189,25 @@ def test_the_loop_answers_while_a_body_is_checked(start: Start, monkeypatch: pyt
     with httpx.Client(base_url=running.url, timeout=20) as other:
         assert other.post("/v1/extractions", json={"instructions": [ONE]}).status_code == 202
     assert answers == [200]
+
+
+def test_large_bodies_take_turns() -> None:
+    """Of two large bodies the second waits; a small one does not. An error ends a turn, too."""
+
+    async def use(turns: Turns) -> list[str]:
+        order: list[str] = []
+
+        async def take(name: str, size: int) -> None:
+            with suppress(ValueError):
+                async with turns.take(size):
+                    order.append(f"{name} begins")
+                    await asyncio.sleep(0.05 if size > LARGE_BYTES else 0)
+                    order.append(f"{name} ends")
+                    raise ValueError
+
+        await asyncio.gather(take("first", LARGE_BYTES + 1), take("second", LARGE_BYTES + 1), take("small", 1))
+        return order
+
+    assert asyncio.run(use(Turns(2))) == [
+        "first begins", "small begins", "small ends", "first ends", "second begins", "second ends"
+    ]  # fmt: skip
