@@ -92,7 +92,7 @@ def test_both_models_have_lines(start: Start) -> None:
 def test_many_results_come_in_blocks(tmp_path: Path) -> None:
     """2,500 instructions, more than two blocks of strings, keep their order."""
     write_random_archive(tmp_path / "x.zarr", categories=["A"], per_category=2500, lengths=(1, 2), neurons=8)
-    blocks = list(result_lines(open_archive(tmp_path / "x.zarr"), "results", "m", "x"))
+    blocks = list(result_lines(open_archive(tmp_path / "x.zarr"), "results", "m", "x", str))
     assert [block.count(b"\n") for block in blocks] == [1024, 1024, 452]
     assert [json.loads(line)["index"] for line in b"".join(blocks).splitlines()] == list(range(2500))
 
