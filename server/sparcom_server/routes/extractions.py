@@ -66,6 +66,7 @@ async def submit(
     async with service.submissions.take(len(body)):
         extraction = await asyncio.to_thread(parse_extraction, body, service.settings.max_instructions)
         job, is_new = await service.submit(principal, extraction, request_sha256, idempotency_key)
+        del extraction  # before the next one's turn
     report = describe.job(job, await service.position(job))
     response.headers["Location"] = report.links.self
     if not is_new:

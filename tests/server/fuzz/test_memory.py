@@ -59,14 +59,14 @@ class Meter:
         self._idle = psutil.Process(running.popen.pid).memory_info().rss
 
     @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
+    def measure(self, name: str, limit: int = MAX_PEAK) -> Iterator[None]:
         """Record the peak during a block, and check it."""
         (self._folder / "clear_refs").write_text("5")  # the peak begins anew
         yield
         status = (self._folder / "status").read_text()
         peak = int(status.split("VmHWM:")[1].split()[0]) * 1024 - self._idle
         self._record(f"{name}_mib", peak // 2**20)
-        assert peak < MAX_PEAK, f"{name}: {peak:,} bytes"
+        assert peak < limit, f"{name}: {peak:,} bytes"
 
 
 def submit(running: Any, content: bytes) -> str:
@@ -107,7 +107,7 @@ def test_the_largest_bodies_take_less_than_a_gibibyte(
             url = submit(running, body)
         with meter.measure(f"{name}_run"):
             run_some(url, cancel_at_once=name == "most_instructions")  # the test of the largest file runs as many
-    with meter.measure("two_at_once"):
+    with meter.measure("two_at_once", 3 * MAX_PEAK // 2):  # the first job may run while the second body is validated
         threads = [threading.Thread(target=submit, args=(running, bodies["most_values"])) for _ in range(2)]
         for thread in threads:
             thread.start()
