@@ -85,7 +85,7 @@ def test_kills_lose_and_double_nothing(
     for granularity, job in jobs.items():
         for victim in rng.permutation(VICTIMS * (KILLS // 6)):
             before = complete(granularity)
-            running.wait_for(lambda name=granularity, before=before: complete(name) > before, SECONDS)
+            running.wait_for(lambda job=job, before=before: report(job)["progress"]["complete"] > before, SECONDS)
             time.sleep(rng.uniform(0, 0.7))
             assert complete(granularity) < COUNT, f"the job ended before kill {len(killed)}"
             kill(running, victim)
