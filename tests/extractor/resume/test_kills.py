@@ -92,7 +92,7 @@ def kill_in_run(command: Command, output: Path, victim: str, seconds: float) -> 
 
 @pytest.mark.engine
 @pytest.mark.slow
-@pytest.mark.timeout(400 + 80 * KILLS)
+@pytest.mark.timeout(900 + 80 * KILLS)
 @pytest.mark.parametrize("granularity", ["token", "count"])
 def test_kills_lose_and_double_nothing(
     granularity: str, tiny_model: Callable[[str], Path], tmp_path: Path, record_property: Callable[[str, Any], None]
@@ -101,7 +101,7 @@ def test_kills_lose_and_double_nothing(
     and responses, and masks or counts up to rounding. No process outlives the command, and no partial file stays."""
     instructions = [
         item.model_copy(update={"text": f"{number} {item.text} {item.text}"})
-        for number, item in enumerate(synthetic_instructions(50))
+        for number, item in enumerate(synthetic_instructions(10 + 3 * KILLS))
     ]
     command = Command(tmp_path, tiny_model("llama"), instructions, granularity)
     expected = command.run(tmp_path / "whole.zarr")
