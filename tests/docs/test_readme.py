@@ -18,7 +18,7 @@ from sparcom_data.archive import open_archive
 from sparcom_hexainst.build.synthetic import synthetic_instructions
 
 ROOT = Path(__file__).parents[2]
-COUNT = 240
+COUNT = 480
 
 
 def commands(folder: Path) -> list[list[str]]:
@@ -26,7 +26,7 @@ def commands(folder: Path) -> list[list[str]]:
     from sparcom_models import make_tiny_model
 
     make_tiny_model("llama", folder / "tiny", tokenizer=ROOT / "models" / "smollm2-135m-instruct")
-    long = [item.model_copy(update={"text": item.text * 8}) for item in synthetic_instructions(COUNT // 6)]
+    long = [item.model_copy(update={"text": item.text * 2}) for item in synthetic_instructions(COUNT // 6)]
     (folder / "in.jsonl").write_text("\n".join(item.model_dump_json(exclude_defaults=True) for item in long))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -76,7 +76,7 @@ def test_a_job_survives_a_killed_server(tmp_path: Path) -> None:
         analysis = subprocess.run(analyze, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert analysis.returncode == 0, analysis.stderr
         assert (tmp_path / "first-report" / "report.html").stat().st_size > 10_000
-        assert list((tmp_path / "first-report").rglob("*.png"))
+        assert list((tmp_path / "first-report").rglob("*.pdf"))
     finally:
         for process in started:
             process.terminate()
