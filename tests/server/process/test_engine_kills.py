@@ -16,7 +16,6 @@ from sparcom_data.archive import open_archive
 from sparcom_data.errors import SparcomError
 from sparcom_data.storage import PARTIAL_NAME
 from sparcom_hexainst.build.synthetic import synthetic_instructions
-from sparcom_models import make_tiny_model
 from undisturbed import assert_like, small_chunks_environment
 
 MODEL = Path(__file__).parents[3] / "models" / "smollm2-135m-instruct"
@@ -49,6 +48,8 @@ def test_kills_lose_and_double_nothing(
     serve: Callable[..., Any], tmp_path: Path, record_property: Callable[[str, Any], None]
 ) -> None:
     """After kills at random moments, both jobs end complete, with archives like those of undisturbed jobs."""
+    from sparcom_models import make_tiny_model
+
     make_tiny_model("llama", tmp_path / "tiny", tokenizer=MODEL)
     environment = small_chunks_environment(tmp_path)
     rng = np.random.default_rng(17)

@@ -13,7 +13,6 @@ import pytest
 
 from sparcom_data.archive import open_archive
 from sparcom_hexainst.build.synthetic import synthetic_instructions
-from sparcom_models import make_tiny_model
 
 MODEL = Path(__file__).parents[3] / "models" / "smollm2-135m-instruct"
 
@@ -30,6 +29,8 @@ def sparcom(*arguments: object) -> str:
 @pytest.mark.slow
 def test_a_base_and_a_tuned_model_give_a_pair(serve: Callable[..., Any], tmp_path: Path) -> None:
     """Transformers gives the masks of both archives, each with its own model; `sparcom analyze --tuned` takes them."""
+    from sparcom_models import make_tiny_model
+
     models = {name: tmp_path / name for name in ("base", "tuned")}
     for seed, folder in enumerate(models.values()):
         make_tiny_model("llama", folder, seed=seed, tokenizer=MODEL)
