@@ -62,7 +62,9 @@ def prepare_extraction(
     prompts = make_prompts(tokenizer, instructions, options, limit, engine.vocabulary)
     runnable = [not prompt.error for prompt in prompts]
     layout = plan_layout([len(prompt.ids) for prompt in prompts], options.positions, options.max_tokens, runnable)
-    names, origins = [item.id for item in instructions], [prompt.origin for prompt in prompts]
+    # In one pass: the instructions of a large job are read from a database.
+    names, categories, sources = zip(*((item.id, item.category, item.source) for item in instructions), strict=True)
+    origins = [prompt.origin for prompt in prompts]
     bos, special = getattr(tokenizer, "bos_token_id", None), special_token_ids(tokenizer)
     attributes = ArchiveAttributes(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -75,8 +77,8 @@ def prepare_extraction(
     )
     columns = InstructionColumns(
         id=names,
-        category=[item.category for item in instructions],
-        source=[item.source for item in instructions],
+        category=categories,
+        source=sources,
         text=[prompt.text for prompt in prompts],
         error=[prompt.error for prompt in prompts],
         origin=origins,

@@ -26,7 +26,7 @@ from sparcom_data.instructions import Instruction
 from sparcom_data.progress import Progress
 from sparcom_data.schema import State
 from sparcom_data.schema.layout import Layout, plan_layout
-from sparcom_data.schema.metadata import DatasetInfo, EngineInfo, ModelInfo, MoeInfo
+from sparcom_data.schema.metadata import ArchiveAttributes, DatasetInfo, EngineInfo, ModelInfo, MoeInfo
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_data.storage.identity import PinnedArchive
 from sparcom_data.testing import count_masks, fill_array, random_attributes
@@ -194,18 +194,17 @@ class FakeEngine:
         if self.prepare_error is not None:
             raise self.prepare_error
         lengths = [_words(instruction) for instruction in instructions]
-        fits = [length <= self.max_prompt_tokens for length in lengths]
-        layout = plan_layout(lengths, options.positions, options.max_tokens, fits)
+        attributes, columns, layout = self.plan(instructions, options, dataset_name, run)
         if resume and path.exists():
             archive = PinnedArchive(path, run)
         else:
-            archive = self._create(instructions, options, path, dataset_name, layout, fits, run)
+            archive = self._create(path, attributes, columns, layout)
         ArchiveCommitter(archive).fail(dict(failures or {}))
         states = open_archive(path).column("state")
         todo = [index for index, state in enumerate(states) if state in {State.PENDING, State.CANCELLED}]
         todo.sort(key=lambda index: index not in alone)
         complete, failed = int((states == State.COMPLETE).sum()), int((states == State.FAILED).sum())
-        progress = Progress(len(fits), complete=complete, failed=failed, tokens=layout.tokens)
+        progress = Progress(len(lengths), complete=complete, failed=failed, tokens=layout.tokens)
         return FakeExtraction(
             self,
             archive,
@@ -217,16 +216,12 @@ class FakeEngine:
             alone=bool(alone),
         )
 
-    def _create(
-        self,
-        instructions: Sequence[Instruction],
-        options: ExtractionOptions,
-        path: Path,
-        dataset_name: str,
-        layout: Layout,
-        fits: Sequence[bool],
-        run: str | None,
-    ) -> PinnedArchive:
+    def plan(
+        self, instructions: Sequence[Instruction], options: ExtractionOptions, dataset_name: str, run: str | None
+    ) -> tuple[ArchiveAttributes, InstructionColumns, Layout]:
+        """Return attributes, columns and layout of an archive."""
+        lengths = [_words(instruction) for instruction in instructions]
+        fits = [length <= self.max_prompt_tokens for length in lengths]
         attributes = random_attributes(
             LAYERS,
             NEURONS,
@@ -242,9 +237,14 @@ class FakeEngine:
             text=Texts(instructions),
             error=["" if fit else f"the prompt may have {self.max_prompt_tokens} tokens" for fit in fits],
         )
+        return attributes, columns, plan_layout(lengths, options.positions, options.max_tokens, fits)
+
+    def _create(
+        self, path: Path, attributes: ArchiveAttributes, columns: InstructionColumns, layout: Layout
+    ) -> PinnedArchive:
         archive = create_archive(path, attributes, columns, layout, chunk_tokens=8)
         masks = np.random.default_rng(0).random((layout.tokens, LAYERS, NEURONS)) < 0.4
-        if options.granularity == "count":
+        if attributes.capture.granularity == "count":
             fill_array(path, "neuron/count", count_masks(masks, layout))
         else:
             fill_array(path, "neuron/active", np.packbits(masks, axis=-1, bitorder="little"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,11 @@ from numpy.typing import NDArray
 from fake_engine import LAYERS, NEURONS, FakeEngine, FakeExtraction
 from sparcom_data.archive import Archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
-from sparcom_data.create import InstructionColumns, create_archive
+from sparcom_data.create import create_archive
 from sparcom_data.instructions import Instruction
 from sparcom_data.progress import Progress
 from sparcom_data.resume import reopen_archive
-from sparcom_data.schema.layout import plan_layout
-from sparcom_data.schema.metadata import DatasetInfo
 from sparcom_data.schema.options import ExtractionOptions
-from sparcom_data.testing import random_attributes
 from sparcom_extractor.protocol import FinishedRequest
 from sparcom_extractor.writer.rows import RANGES, StepRows
 from sparcom_extractor.writer.session import CaptureSession
@@ -128,30 +125,16 @@ class WritingEngine(FakeEngine):
         *,
         resume: bool = False,
         run: str | None = None,
-        alone: Any = (),
-        failures: Mapping[int, str] | None = None,
+        **_: Any,
     ) -> WritingExtraction:
         """Create the archive, or reopen it under its lock, as the real engine does."""
-        lengths = [len((item.text or "").split()) for item in instructions]
-        layout = plan_layout(lengths, options.positions, options.max_tokens, [True] * len(lengths))
-        attributes = random_attributes(LAYERS, NEURONS, granularity=options.granularity).model_copy(
-            update={"dataset": DatasetInfo(name=dataset_name), "run": run}
-        )
-        texts = [item.text or "" for item in instructions]
-        columns = InstructionColumns(
-            id=[item.id for item in instructions],
-            category=[item.category for item in instructions],
-            source=[item.source for item in instructions],
-            text=texts,
-            error=[""] * len(texts),
-        )
-        complete = 0
-        todo = list(range(len(texts)))
+        attributes, columns, layout = self.plan(instructions, options, dataset_name, run)
+        complete, todo = 0, list(range(len(instructions)))
         if resume:
             archive, table = reopen_archive(path, attributes, columns, layout, run)
             done = set(table.complete.tolist())
             complete, todo = len(done), [index for index in todo if index not in done]
         else:
             archive = create_archive(path, attributes, columns, layout, chunk_tokens=16, chunk_instructions=4)
-        progress = Progress(len(texts), complete=complete, tokens=layout.tokens)
-        return WritingExtraction(self, archive, layout, progress, todo, texts=texts)
+        progress = Progress(len(instructions), complete=complete, tokens=layout.tokens)
+        return WritingExtraction(self, archive, layout, progress, todo, texts=columns.text)

@@ -76,7 +76,7 @@ archive_key_option = optional(
     "--key",
     None,
     "none",
-    "Send this API key to the servers of archives. One from the variable goes only to SPARCOM_SERVER.",
+    "Send this API key to the servers of archives. SPARCOM_API_KEY goes only to the server in SPARCOM_SERVER.",
     envvar="SPARCOM_API_KEY",
     show_envvar=True,
 )
