@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from sqlalchemy.orm import Session
 
@@ -26,6 +27,7 @@ from sparcom_server.archives.store import ArchiveStore
 from sparcom_server.database.database import Database, database_url, now
 from sparcom_server.database.tables import JobRow
 from sparcom_server.errors import NotReadyError
+from sparcom_server.jobs.reports import job_json
 from sparcom_server.jobs.runner import JobRunner
 from sparcom_server.jobs.store import JobStore
 from sparcom_server.jobs.submission import Submission, name_taken
@@ -41,6 +43,7 @@ from sparcom_server.uploads.store import UploadStore
 logger = logging.getLogger(__name__)
 
 EXPIRY_SECONDS = 60.0  # between two looks for expired jobs
+MAX_RENDERED = 1000  # jobs, as JSON of a few kB each
 
 
 class Service:
@@ -79,6 +82,7 @@ class Service:
             self.analyses.run,
             passed_over_seconds=settings.passed_over_seconds,
         )
+        self.job_json = lru_cache(maxsize=MAX_RENDERED)(job_json)
         self.event_streams = asyncio.Semaphore(settings.max_event_streams)
         self.submissions = Turns(settings.max_submissions)
         self.uploads = UploadStore(

@@ -16,7 +16,7 @@ class Principal:
     owner: str
     role: Role
     key_id: str = ""
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = field(default_factory=Limits, compare=False)
 
     @property
     def is_admin(self) -> bool:

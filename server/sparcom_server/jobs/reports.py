@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -29,44 +29,45 @@ from sparcom_server.schemas.reports import (
 from sparcom_server.schemas.requests import DatasetRequest
 
 
+@dataclass(frozen=True, slots=True)
 class Addresses:
-    """Addresses under the base that the client used."""
+    """Addresses under the base that the client used, such as http://host:8000/v1."""
 
-    def __init__(self, request: Request) -> None:
-        self._base = str(request.base_url).rstrip("/") + "/v1"
+    base: str
+
+    @classmethod
+    def of(cls, request: Request) -> Addresses:
+        """Return the addresses for the client of a request."""
+        return cls(str(request.base_url).rstrip("/") + "/v1")
 
     def job(self, job_id: str) -> str:
         """Return the address of a job."""
-        return f"{self._base}/extractions/{job_id}"
+        return f"{self.base}/extractions/{job_id}"
 
     def archive(self, name: str) -> str:
         """Return the address of an archive's facts."""
-        return f"{self._base}/archives/{name}"
+        return f"{self.base}/archives/{name}"
 
     def zarr(self, name: str) -> str:
         """Return the address of an archive's store, for `zarr.open`."""
         return f"{self.archive(name)}/zarr"
 
 
+@dataclass(frozen=True, slots=True)
 class Describe:
     """Describes jobs and archives as one client sees them."""
 
-    def __init__(
-        self,
-        principal: Principal,
-        archives: ArchiveStore,
-        addresses: Addresses,
-        hide_paths: Callable[[str, Principal], str],
-    ) -> None:
-        self._principal, self._archives, self._addresses = principal, archives, addresses
-        self._hide_paths = hide_paths
+    principal: Principal
+    archives: ArchiveStore
+    addresses: Addresses
+    hide_paths: Callable[[str, Principal], str]
 
     def _text(self, text: str) -> str:
-        return self._hide_paths(text, self._principal)
+        return self.hide_paths(text, self.principal)
 
     def job(self, job: JobRow, position: int | None) -> JobReport:
         """Return one job. position: jobs that run before it, if it is queued."""
-        address, archives = self._addresses.job(job.id), [self._part(part) for part in job.parts]
+        address, archives = self.addresses.job(job.id), [self._part(part) for part in job.parts]
         first = archives[0]
         return JobReport(
             id=job.id,
@@ -131,8 +132,8 @@ class Describe:
         """Return the list entry of one archive. An unreadable archive is listed with the reason. Blocks."""
         entry = self._entry(stored)
         try:
-            attributes = self._archives.attributes(stored)
-            instructions = self._archives.states(stored, attributes)
+            attributes = self.archives.attributes(stored)
+            instructions = self.archives.states(stored, attributes)
         except ArchiveError as error:
             return ArchiveSummary(**entry, error=self._text(str(error)))
         return ArchiveSummary(
@@ -146,9 +147,9 @@ class Describe:
 
     def archive(self, name: str) -> ArchiveReport:
         """Return one archive in full, by the name that the client uses. Blocks."""
-        stored = self._principal.stored_name(name)
+        stored = self.principal.stored_name(name)
         try:
-            facts = self._archives.facts(stored)
+            facts = self.archives.facts(stored)
         except ArchiveNotFoundError:
             raise no_archive(name) from None
         model = facts.attributes.model.model_copy(update={"id": self._text(facts.attributes.model.id)})
@@ -156,14 +157,19 @@ class Describe:
         return ArchiveReport(**self._entry(stored), **dict(facts) | {"attributes": attributes})
 
     def _entry(self, stored: str) -> dict[str, Any]:
-        name = self._principal.shown_name(stored)
+        name = self.principal.shown_name(stored)
         return {
             "name": name,
             "owner": stored.rpartition("~")[0] or None,
-            "path": str(self._archives.path(stored)) if self._principal.is_admin else None,
-            "url": self._addresses.archive(name),
-            "zarr": self._addresses.zarr(name),
+            "path": str(self.archives.path(stored)) if self.principal.is_admin else None,
+            "url": self.addresses.archive(name),
+            "zarr": self.addresses.zarr(name),
         }
+
+
+def job_json(describe: Describe, job: JobRow, position: int | None) -> bytes:
+    """Return one job as JSON. The result may be cached: a job that changes becomes another row."""
+    return describe.job(job, position).model_dump_json(by_alias=True).encode()
 
 
 def total_progress(parts: list[Progress]) -> Progress:

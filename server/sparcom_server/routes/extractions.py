@@ -22,8 +22,18 @@ from sparcom_server.http.file_response import file_response
 from sparcom_server.http.request_body import parse_extraction, read_body
 from sparcom_server.jobs.filters import JobFilter
 from sparcom_server.jobs.submission import digest
-from sparcom_server.routes.common import After, DescribeDep, Limit, PrincipalDep, ServiceDep, page
+from sparcom_server.routes.common import (
+    After,
+    DescribeDep,
+    Limit,
+    PolledRoute,
+    PrincipalDep,
+    ServiceDep,
+    describe_for,
+    page,
+)
 from sparcom_server.schemas.reports import ERRORS, UNFINISHED, JobPage, JobReport, JobState
+from sparcom_server.service import Service
 
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=ERRORS)
 
@@ -114,11 +124,15 @@ def _pair(value: str) -> tuple[str, str]:
     return key, text
 
 
-@router.get("/{job_id}")
-async def get_job(job_id: str, service: ServiceDep, principal: PrincipalDep, describe: DescribeDep) -> JobReport:
+async def get_job(job_id: str, request: Request) -> Response:
     """Show one job: its state, its progress, and the first failures once it has ended."""
-    job = await service.jobs.get(job_id, principal)
-    return describe.job(job, await service.position(job))
+    service: Service = request.app.state.service
+    job = await service.jobs.get(job_id, request.state.principal)
+    content = service.job_json(await describe_for(request), job, await service.position(job))
+    return Response(content, media_type="application/json")
+
+
+router.add_api_route("/{job_id}", get_job, response_model=JobReport, route_class_override=PolledRoute)
 
 
 async def _watched_job(job_id: str, service: ServiceDep, principal: PrincipalDep) -> AsyncIterator[JobRow]:

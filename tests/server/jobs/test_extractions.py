@@ -286,3 +286,28 @@ def test_a_job_has_the_warnings_of_its_extraction(start: Start) -> None:
     job = running.wait(running.post(5).json()["id"])
     assert job["warnings"] == ["1 of 5 instructions ('i0'): the prompt begins with BOS twice."]
     assert FakeEngine().warnings == ()
+
+
+def test_polls_follow_the_job_and_the_address(start: Start, gate: threading.Event) -> None:
+    """At every state, a poll says what the list of jobs says, under the address that the client used."""
+    running = start(FakeEngine(gate=gate))
+    ids = [running.post(metadata={"run": str(number)}).json()["id"] for number in range(3)]
+    port = running.url.rpartition(":")[2]
+    addresses = dict.fromkeys(("links", "archives"))
+
+    def check() -> list[str]:
+        listed = {job["id"]: job for job in running.http.get("/v1/extractions").json()["data"]}
+        for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            for id_ in ids:
+                job = running.http.get(f"/v1/extractions/{id_}", headers={"Host": host}).json()
+                assert job["links"]["self"] == f"http://{host}/v1/extractions/{id_}"
+                assert job | addresses == listed[id_] | addresses
+        return [listed[id_]["state"] for id_ in ids]
+
+    running.wait(ids[0], until=lambda job: job["state"] == "running")
+    assert check() == ["running", "queued", "queued"]
+    running.http.delete(f"/v1/extractions/{ids[1]}")
+    assert check() == ["running", "cancelled", "queued"]
+    gate.set()
+    running.wait(ids[2])
+    assert check() == ["complete", "cancelled", "complete"]
