@@ -202,7 +202,8 @@ class FakeEngine:
         ArchiveCommitter(archive).fail(dict(failures or {}))
         states = open_archive(path).column("state")
         todo = [index for index, state in enumerate(states) if state in {State.PENDING, State.CANCELLED}]
-        todo.sort(key=lambda index: index not in alone)
+        first = {index: place for place, index in enumerate(alone)}
+        todo.sort(key=lambda index: first.get(index, len(first)))
         complete, failed = int((states == State.COMPLETE).sum()), int((states == State.FAILED).sum())
         progress = Progress(len(lengths), complete=complete, failed=failed, tokens=layout.tokens)
         return FakeExtraction(

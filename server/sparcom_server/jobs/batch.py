@@ -25,7 +25,8 @@ MAX_DEATHS = 2  # of the engine while one instruction ran alone
 class Batch:
     """Instructions of a job.
 
-    suspects: indices to run alone, by descending number of deaths. killers: indices that killed the engine too often.
+    suspects: indices to run alone. Those that ran at a death come last: if it had another cause, a second one rarely
+    meets them again. killers: indices that killed the engine too often.
     """
 
     instructions: Sequence[Instruction]
@@ -85,5 +86,5 @@ def read_batch(database: Database, job_id: str) -> Batch:
         elif suspect:
             suspects[number] = deaths
     stored = StoredInstructions(database, job_id, [*parts, len(rows)])
-    first = sorted(suspects, key=lambda number: -suspects[number])
-    return Batch(tuple(stored) if total <= 2 * BATCH_CHARACTERS else stored, tuple(first), frozenset(killers))
+    ordered = sorted(suspects, key=suspects.__getitem__)
+    return Batch(tuple(stored) if total <= 2 * BATCH_CHARACTERS else stored, tuple(ordered), frozenset(killers))

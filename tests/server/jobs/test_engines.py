@@ -44,6 +44,24 @@ def test_an_instruction_that_kills_the_engine_twice_alone_fails(start: Start) ->
     assert engine.starts == 4
 
 
+class Struck(frozenset[int]):
+    """Kills an engine at its next instructions, whichever they are."""
+
+    left = 3
+
+    def __contains__(self, _: object) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+
+def test_outside_kills_fail_no_instruction(start: Start) -> None:
+    """An engine that is killed at each of its starts meets another suspect each time."""
+    engine = FakeEngine(deadly=Struck())
+    running = start(engine)
+    job = running.wait(running.post(8, archive="m").json()["id"])
+    assert (job["state"], job["progress"]["complete"], engine.starts) == ("complete", 8, 4)
+
+
 def test_a_job_waits_for_its_engine_and_says_why(start: Start) -> None:
     """The engine dies between instructions: the job goes on by itself, without a failed instruction."""
     engine = FakeEngine(pause=0.02)
