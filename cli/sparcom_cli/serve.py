@@ -31,7 +31,7 @@ SERVER_OPTIONS = (
 )
 @option("--host", None, "127.0.0.1", "Listen on this address.")
 @option("--port", click.IntRange(0, 65_535), 8000, "Listen on this port.")
-@option("--data-dir", FOLDER, Path("sparcom-data"), "Keep archives in this folder.")
+@option("--data-dir", FOLDER, Path("sparcom-data"), "Keep archives, jobs and keys in this folder.")
 @option(
     "--log-format",
     click.Choice(["text", "json"]),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sparcom_client import Job
 
 STATES = ("queued", "loading", "running", "complete", "failed", "cancelling", "cancelled")
+_TIME = "local time, such as 2026-01-31 or 2026-01-31T18:00:00"
 LINE = "{:<24}  {:<10}  {:<16}  {:<13}  {:<20}  {}"
 
 
@@ -25,8 +26,8 @@ LINE = "{:<24}  {:<10}  {:<16}  {:<13}  {:<20}  {}"
 @click.option("--state", type=click.Choice(STATES), multiple=True, help="Show only jobs in this state. Repeatable.")
 @click.option("--model", help="Show only jobs of this model.")
 @metadata_option("Show only jobs with this metadata.")
-@optional("--since", click.DateTime(), "any time", "Show only jobs submitted after this local time.")
-@optional("--until", click.DateTime(), "any time", "Show only jobs submitted before this local time.")
+@optional("--since", click.DateTime(), "any time", f"Show only jobs submitted after this {_TIME}.", metavar="TIME")
+@optional("--until", click.DateTime(), "any time", f"Show only jobs submitted before this {_TIME}.", metavar="TIME")
 @option("--limit", AT_LEAST_1, 20, "Show at most this many jobs.")
 @click.option("--json", "as_json", is_flag=True, help="Print whole jobs, one JSON object per line.")
 def jobs(
