@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from sparcom_client import types
 from sparcom_client.effects import Block, Effect, Emit, Items, Next, Open, Request, Sleep, Steps
-from sparcom_client.errors import NoAnswerError
+from sparcom_client.errors import NoAnswerError, retry_after
 from sparcom_client.exchange import Connection, no_answer, send
 from sparcom_client.instructions import Batch, Instructions, read_batch
 from sparcom_client.progress import job_bar
@@ -210,9 +210,12 @@ def _follow(
 ) -> Generator[Effect | Reported, Any, None]:
     job_id, seen = watched.id if isinstance(watched, Job) else watched, ""
     while True:
+        pause = POLL_SECONDS
         try:
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": seen} if seen else {})
             response = yield Open(Request("GET", f"/v1/extractions/{_quoted(job_id)}/events", headers=headers), True)
+            if not response.is_success:  # the server has no stream left
+                pause = retry_after(response) or POLL_SECONDS
             while response.is_success and (event := (yield Next())) is not None:
                 if not event.data:  # a keep-alive: httpx-sse makes an event of any blank line after the first id
                     continue
@@ -227,7 +230,7 @@ def _follow(
         yield from report(changed)
         if changed.ended:
             return
-        yield Sleep(POLL_SECONDS)
+        yield Sleep(pause)
 
 
 def results(api: Connection, job_id: str) -> Items[types.Result]:

@@ -59,9 +59,9 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    app.include_router(system.public)
-    for module in (extractions, results, files, archives, keys, system):
+    for module in (extractions, results, files, archives, keys, system):  # in the order in which requests try them
         app.include_router(module.router, dependencies=[Depends(authenticate)])
+    app.include_router(system.public)
     compose(app)
     uploads = {files.router.prefix: settings.max_file_bytes + FORM_BYTES}
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds, uploads=uploads)

@@ -124,7 +124,9 @@ def _complete_operation(path: str, route: str, operation: dict[str, Any]) -> Non
     if route == "POST /v1/files":
         _add_headers(responses, "201", "Location")
     if route == "POST /v1/extractions":
-        _add_headers(responses, "202", "Location", "Idempotent-Replayed")
+        _add_headers(responses, "202", "Location", "Idempotent-Replayed", "Retry-After")
+    if route == "GET /v1/extractions/{job_id}":
+        _add_headers(responses, "200", "Retry-After")
     if route in RANGES:
         operation["parameters"] += [{"name": name, "in": "header", "schema": TEXT} for name in CONDITIONS]
         _add_headers(responses, success, "ETag", "Last-Modified", "Accept-Ranges")

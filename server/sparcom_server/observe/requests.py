@@ -7,7 +7,7 @@ import random
 import re
 import time
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sparcom_server.errors import problem_response
@@ -17,6 +17,7 @@ from sparcom_server.observe.metrics import Metrics
 logger = logging.getLogger("sparcom.access")
 
 HEADER = "X-Request-Id"
+_RAW_HEADER = HEADER.lower().encode()
 UNMATCHED = "none"  # route of a request that was refused before routing, or that no route matches
 QUIET = ("/health", "/ready", "/metrics")  # logged only if they fail: machines request them every few seconds
 CLIENT_CLOSED = 499  # logged and counted where the client left before the response began, as nginx does
@@ -76,9 +77,8 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._first = time.perf_counter() - self._began
-            headers = MutableHeaders(scope=message)
-            headers[HEADER] = self._id
-            if headers.get("content-type", "").startswith("text/event-stream"):
+            headers = message["headers"] = [*message["headers"], (_RAW_HEADER, self._id.encode())]
+            if any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers):
                 self._streams = True
                 self._metrics.event_streams.inc()
         self._bytes += len(message.get("body", b""))

@@ -37,6 +37,7 @@ from sparcom_server.service import Service
 
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=ERRORS)
 
+POLL_SECONDS = 5  # suggested to clients that poll
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -78,7 +79,7 @@ async def submit(
         job, is_new = await service.submit(principal, extraction, request_sha256, idempotency_key)
         del extraction  # before the next one's turn
     report = describe.job(job, await service.position(job))
-    response.headers["Location"] = report.links.self
+    response.headers.update({"Location": report.links.self} | _when_to_ask_again(job))
     if not is_new:
         response.headers["Idempotent-Replayed"] = "true"
     return report
@@ -124,12 +125,16 @@ def _pair(value: str) -> tuple[str, str]:
     return key, text
 
 
+def _when_to_ask_again(job: JobRow) -> dict[str, str]:
+    return {"Retry-After": str(POLL_SECONDS)} if job.state in UNFINISHED else {}
+
+
 async def get_job(job_id: str, request: Request) -> Response:
     """Show one job: its state, its progress, and the first failures once it has ended."""
     service: Service = request.app.state.service
     job = await service.jobs.get(job_id, request.state.principal)
     content = service.job_json(await describe_for(request), job, await service.position(job))
-    return Response(content, media_type="application/json")
+    return Response(content, media_type="application/json", headers=_when_to_ask_again(job))
 
 
 router.add_api_route("/{job_id}", get_job, response_model=JobReport, route_class_override=PolledRoute)

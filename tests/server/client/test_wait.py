@@ -16,6 +16,7 @@ from fake_engine import FakeEngine
 from sparcom_client import Job, NoAnswerError, NotFoundError, methods
 from sparcom_client.effects import Emit, Next, Open, Send, Sleep
 from sparcom_client.exchange import Connection
+from sparcom_server.errors import RETRY_SECONDS, BusyError
 
 Start = Callable[..., Any]
 Connect = Callable[..., Any]
@@ -56,6 +57,7 @@ def test_a_wait_survives_a_killed_server(process: Start, connect: Connect) -> No
 def test_polling_replaces_broken_streams(start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server without a free event stream is polled to the end."""
     monkeypatch.setattr("sparcom_client.methods.POLL_SECONDS", 0.02)
+    monkeypatch.delitem(RETRY_SECONDS, BusyError)
     running = start(FakeEngine(pause=0.05), max_event_streams=1)
     client = connect(running.url)
     job = client.submit(items(10))
@@ -64,6 +66,16 @@ def test_polling_replaces_broken_streams(start: Start, connect: Connect, monkeyp
         states = [(report.state, report.progress.complete) for report in client.watch(job)]
     assert states[-1] == ("complete", 10)
     assert len({complete for _, complete in states}) > 3
+
+
+def test_a_refused_stream_is_asked_for_again_when_the_server_suggests(start: Start) -> None:
+    """The pause before the next attempt is the one of the refusal."""
+    report = start(FakeEngine(pause=1)).post().json()
+    steps = methods.watch(Connection("http://server", None), report["id"])
+    assert isinstance(next(steps), Open)
+    assert isinstance(steps.send(httpx.Response(503, headers={"Retry-After": "7"})), Send)
+    assert isinstance(steps.send(httpx.Response(200, json=report)), Emit)
+    assert next(steps) == Sleep(7)
 
 
 def test_a_wait_outlasts_a_silent_stream(start: Start, connect: Connect) -> None:

@@ -289,7 +289,8 @@ def test_a_job_has_the_warnings_of_its_extraction(start: Start) -> None:
 
 
 def test_polls_follow_the_job_and_the_address(start: Start, gate: threading.Event) -> None:
-    """At every state, a poll says what the list of jobs says, under the address that the client used."""
+    """At every state, a poll says what the list of jobs says, under the address that the client used, and when to ask
+    again."""
     running = start(FakeEngine(gate=gate))
     ids = [running.post(metadata={"run": str(number)}).json()["id"] for number in range(3)]
     port = running.url.rpartition(":")[2]
@@ -299,9 +300,11 @@ def test_polls_follow_the_job_and_the_address(start: Start, gate: threading.Even
         listed = {job["id"]: job for job in running.http.get("/v1/extractions").json()["data"]}
         for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
             for id_ in ids:
-                job = running.http.get(f"/v1/extractions/{id_}", headers={"Host": host}).json()
+                answer = running.http.get(f"/v1/extractions/{id_}", headers={"Host": host})
+                job = answer.json()
                 assert job["links"]["self"] == f"http://{host}/v1/extractions/{id_}"
                 assert job | addresses == listed[id_] | addresses
+                assert answer.headers.get("Retry-After") == (None if job["finished"] else "5")
         return [listed[id_]["state"] for id_ in ids]
 
     running.wait(ids[0], until=lambda job: job["state"] == "running")
