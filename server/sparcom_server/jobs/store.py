@@ -75,10 +75,10 @@ class JobStore:
             QueueFullError: too many jobs wait.
         """
 
-        def work(session: Session) -> tuple[JobRow, bool]:
+        def work(session: Session) -> tuple[JobRow, int | None]:
             if earlier := replayed(session, owner, submission):
-                return earlier, False
-            self._require_room(session)
+                return earlier, None
+            ahead = self._require_room(session)
             job = new_job(owner, submission)
             session.add(job)
             session.flush()
@@ -87,12 +87,15 @@ class JobStore:
             for part in job.parts:
                 part.progress = asdict(Progress(instructions=job.instructions))
             check(session, job.instructions)
-            return job, True
+            return job, ahead
 
-        job, is_new = await self._database.write(work)
+        job, ahead = await self._database.write(work)
+        known = self._positions_at == self._state_changes
         self._publish(job)
+        if known and ahead is not None:  # those of the others stay
+            self._positions[job.id], self._positions_at = ahead, self._state_changes
         self.wake.set()
-        return job, is_new
+        return job, ahead is not None
 
     async def get(self, job_id: str, principal: Principal) -> JobRow:
         """Return a job that the client may see.
@@ -339,14 +342,17 @@ class JobStore:
         if changed := self._changed.pop(job.id, None):
             changed.set()
 
-    def _require_room(self, session: Session) -> None:
-        waiting = session.scalar(select(func.count()).where(JobRow.state == "queued")) or 0
-        active = session.scalar(select(func.count()).where(JobRow.state.in_(ACTIVE))) or 0
-        if waiting >= self._max_queued + (active == 0):
+    def _require_room(self, session: Session) -> int:
+        """Return the number of unfinished jobs, if one more may wait."""
+        query = select(JobRow.state, func.count()).where(JobRow.state.in_(UNFINISHED)).group_by(JobRow.state)
+        counts: dict[str, int] = dict(session.execute(query).all())
+        waiting, unfinished = counts.get("queued", 0), sum(counts.values())
+        if waiting >= self._max_queued + (unfinished == waiting):
             raise QueueFullError(
                 f"the job queue is full ({self._max_queued} waiting). Retry after {RETRY_SECONDS[QueueFullError]} s, "
                 "or have the operator raise max_queued_jobs"
             )
+        return unfinished
 
 
 _QUEUE_ORDER = (JobRow.created, JobRow.id)

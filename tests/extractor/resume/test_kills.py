@@ -20,7 +20,7 @@ from sparcom_data.instructions import Instruction
 from sparcom_hexainst.build.synthetic import synthetic_instructions
 from undisturbed import assert_like, small_chunks_environment
 
-KILLS = int(os.environ.get("SPARCOM_KILLS", "6")) // 2  # per granularity; 15 take half an hour
+KILLS = int(os.environ.get("SPARCOM_KILLS", "6")) // 3  # per granularity; 10 take half an hour
 CORE, WORKER = "VLLM::EngineCore", "VLLM::Worker"
 SECONDS = 300.0
 OPTIONS = ["--positions", "all", "--max-tokens", "24", "--max-num-seqs", "4", "--max-num-batched-tokens", "64"]

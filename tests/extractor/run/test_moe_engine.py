@@ -88,6 +88,7 @@ def test_counts_are_sums_of_the_rows(engine_of: Any, mixed_instructions: list[In
     assert differing <= 1, "the rows of two runs may differ in a bit"
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_writes(engine_of: Any, mixed_instructions: list[Instruction], tmp_path: Path) -> None:
     """With tensor parallelism over two workers, each writes its slice of the neurons, and the first the routes."""
     one = engine_of("qwen2-moe").extract(mixed_instructions, tmp_path / "one.zarr")

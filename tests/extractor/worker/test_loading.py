@@ -98,6 +98,7 @@ def test_all_kinds_of_tensors_are_covered(loaded: dict[str, dict[str, Any]]) -> 
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_an_engine_without_one_up_proj_is_refused(
     tiny_model: Callable[[str], Path], start_engine: Callable[..., Any], tmp_path: Path
 ) -> None:

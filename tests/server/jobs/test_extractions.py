@@ -314,3 +314,20 @@ def test_polls_follow_the_job_and_the_address(start: Start, gate: threading.Even
     gate.set()
     running.wait(ids[2])
     assert check() == ["complete", "cancelled", "complete"]
+
+
+def test_positions_follow_the_queue(start: Start, gate: threading.Event) -> None:
+    """The answer to a submission, polls and the list count the jobs that run before, after each change of the queue."""
+    running = start(FakeEngine(gate=gate))
+    running.wait(running.post().json()["id"], until=lambda job: job["state"] == "running")
+    posted = [running.post().json() for _ in range(4)]
+    assert [job["queue_position"] for job in posted] == [1, 2, 3, 4]
+    running.http.delete(f"/v1/extractions/{posted[1]['id']}")
+    posted[1:2] = []
+    posted += [running.post().json() for _ in range(2)]
+    assert [job["queue_position"] for job in posted[3:]] == [4, 5]
+    listed = {job["id"]: job["queue_position"] for job in running.http.get("/v1/extractions").json()["data"]}
+    for position, job in enumerate(posted, start=1):
+        assert running.job(job["id"])["queue_position"] == listed[job["id"]] == position
+    gate.set()
+    assert running.wait(posted[-1]["id"])["queue_position"] is None

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import httpx
+import pytest
 
 from sparcom_data.archive import open_archive
 from sparcom_server.http.connections import RESERVED_DESCRIPTORS, raise_descriptor_limit
@@ -15,6 +16,7 @@ from sparcom_server.http.connections import RESERVED_DESCRIPTORS, raise_descript
 IDLE, STREAMS, COUNT = 2000, 500, 300
 
 
+@pytest.mark.slow
 def test_idle_sockets_and_streams_harm_no_job(process: Callable[..., Any]) -> None:
     """With 1,024 descriptors, 2,000 idle sockets and 500 event streams, the server answers and the job completes.
 
