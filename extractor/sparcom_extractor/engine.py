@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -107,10 +107,20 @@ class CaptureEngine:
         run: str | None = None,
         alone: Collection[int] = (),
         failures: Mapping[int, str] | None = None,
+        shown: Callable[[str], str] = str,
     ) -> Extraction:
         """Tokenize instructions, plan the layout, and create or reopen the archive; see `prepare_extraction`."""
         return prepare_extraction(
-            self, instructions, options, path, dataset_name, resume=resume, run=run, alone=alone, failures=failures
+            self,
+            instructions,
+            options,
+            path,
+            dataset_name,
+            resume=resume,
+            run=run,
+            alone=alone,
+            failures=failures,
+            shown=shown,
         )
 
     async def generate(self, ids: list[int], max_tokens: int, plan: Plan, request_id: str) -> CompletionLike:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +33,7 @@ def prepare_extraction(
     run: str | None = None,
     alone: Collection[int] = (),
     failures: Mapping[int, str] | None = None,
+    shown: Callable[[str], str] = str,
 ) -> Extraction:
     """Tokenize instructions, plan the layout and create the archive. Blocks for one second with thousands of
     instructions. An error leaves no new files behind.
@@ -44,6 +45,7 @@ def prepare_extraction(
             the new archive; None makes one.
         alone: indices of instructions to run first, one at a time, with no other in the engine.
         failures: instructions to mark failed instead of running them, each with its reason.
+        shown: changes the model's id and the warnings before they are stored.
 
     Raises:
         InvalidInputError: instructions or options are invalid, or differ from those of the archive to resume.
@@ -68,12 +70,12 @@ def prepare_extraction(
     bos, special = getattr(tokenizer, "bos_token_id", None), special_token_ids(tokenizer)
     attributes = ArchiveAttributes(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=engine.model,
+        model=engine.model.model_copy(update={"id": shown(engine.model.id)}),
         engine=engine.engine,
         capture=CaptureInfo(**options.model_dump(), components=engine.model.components),
         prompts=None if special is None else PromptInfo(special_token_ids=special),
         dataset=DatasetInfo(name=dataset_name, sha256=dataset_sha256(instructions)),
-        warnings=prompt_warnings(names, [prompt.ids for prompt in prompts], origins, bos),
+        warnings=[*map(shown, prompt_warnings(names, [prompt.ids for prompt in prompts], origins, bos))],
     )
     columns = InstructionColumns(
         id=names,

@@ -92,11 +92,12 @@ class ModelEngine(Protocol):
         run: str | None = None,
         alone: Collection[int] = (),
         failures: Mapping[int, str] = {},
+        shown: Callable[[str], str] = str,
     ) -> Extraction:
         """Tokenize, plan the layout and create the archive, or reopen the one at `path` if `resume`. Blocks.
 
         run: run id of the archive. alone: indices that run first, one at a time. failures: indices that do not run,
-        with the reason.
+        with the reason. shown: changes the model's id and the warnings that the archive stores.
 
         Raises:
             InvalidInputError: the batch was refused, or differs from that of the archive at `path`.

@@ -80,6 +80,7 @@ class Service:
             self.disk,
             self.metrics,
             self.analyses.run,
+            self.access.hide_paths,
             passed_over_seconds=settings.passed_over_seconds,
         )
         self.job_json = lru_cache(maxsize=MAX_RENDERED)(job_json)

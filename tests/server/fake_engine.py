@@ -189,12 +189,15 @@ class FakeEngine:
         run: str | None = None,
         alone: Collection[int] = (),
         failures: Mapping[int, str] | None = None,
+        shown: Callable[[str], str] = str,
     ) -> FakeExtraction:
         """Create the archive with all masks or counts written and all instructions pending, or reopen it."""
         if self.prepare_error is not None:
             raise self.prepare_error
         lengths = [_words(instruction) for instruction in instructions]
         attributes, columns, layout = self.plan(instructions, options, dataset_name, run)
+        model = attributes.model.model_copy(update={"id": shown(attributes.model.id)})
+        attributes = attributes.model_copy(update={"model": model, "warnings": [*map(shown, attributes.warnings)]})
         if resume and path.exists():
             archive = PinnedArchive(path, run)
         else:

@@ -153,7 +153,8 @@ class Describe:
         except ArchiveNotFoundError:
             raise no_archive(name) from None
         model = facts.attributes.model.model_copy(update={"id": self._text(facts.attributes.model.id)})
-        attributes = facts.attributes.model_copy(update={"model": model})
+        warnings = [self._text(warning) for warning in facts.attributes.warnings]
+        attributes = facts.attributes.model_copy(update={"model": model, "warnings": warnings})
         return ArchiveReport(**self._entry(stored), **dict(facts) | {"attributes": attributes})
 
     def _entry(self, stored: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from sparcom_server.database.tables import JobRow, PartRow
 from sparcom_server.errors import DatabaseError
 from sparcom_server.jobs.batch import Batch
 from sparcom_server.jobs.outcome import close_cancelled, kept_bytes, part_facts, read_failures
+from sparcom_server.jobs.recorder import Recorder
 from sparcom_server.jobs.store import JobStore
 from sparcom_server.memory import release_memory
 from sparcom_server.models import ModelPool
@@ -78,11 +79,13 @@ class JobRunner:
         disk: Disk,
         observer: Observer,
         analyze: Analyze,
+        hide_paths: Callable[[str, None], str],
         *,
         passed_over_seconds: float,
     ) -> None:
         self._jobs, self._models, self._archives = jobs, models, archives
         self._disk, self._observer, self._analyze = disk, observer, analyze
+        self._hide_paths = hide_paths
         self._patience = int(passed_over_seconds * 1000)
         self._running: _Running | None = None
         self._hold_until, self._stopping = 0.0, False
@@ -233,6 +236,7 @@ class JobRunner:
                     run=part.run,
                     alone=batch.suspects,
                     failures=dict.fromkeys(batch.killers, KILLER),
+                    shown=(lambda text: self._hide_paths(text, None)) if job.owner else str,
                 )
             await asyncio.to_thread(release_memory)
             await self._run_extraction(job, part, extraction, batch)
@@ -257,7 +261,7 @@ class JobRunner:
             extraction.cancel()
         if self._stopping:
             extraction.suspend()
-        recorder = _Recorder(self._jobs, job.id, part.number, Progress(**part.progress))
+        recorder = Recorder(self._jobs, job.id, part.number, Progress(**part.progress))
 
         def report(progress: Progress) -> None:
             self._observer.observe(recorder.latest, progress)
@@ -357,36 +361,6 @@ class JobRunner:
         seconds = ((ended.finished or 0) - (ended.started or ended.created)) / 1000
         self._observer.job_ended(state, seconds)
         logger.info("extraction %s is %s after %.1f s", job.id, state, seconds)
-
-
-class _Recorder:
-    """Writes the latest progress of a part to the database, one write at a time."""
-
-    def __init__(self, jobs: JobStore, job_id: str, number: int, latest: Progress) -> None:
-        self.latest = latest
-        self._jobs, self._job_id, self._number = jobs, job_id, number
-        self._writing: asyncio.Task[None] | None = None
-        self._written = latest
-
-    def put(self, progress: Progress) -> None:
-        """Record a snapshot soon. A newer one may replace it first."""
-        self.latest = progress
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write())
-
-    async def close(self) -> None:
-        """Wait until the last snapshot is written."""
-        if self._writing is not None:
-            await self._writing
-
-    async def _write(self) -> None:
-        while self._written is not self.latest:
-            progress = self.latest
-            try:
-                await self._jobs.record(self._job_id, self._number, progress)
-            except DatabaseError as error:  # a later snapshot holds the same
-                logger.warning("progress of extraction %s is not recorded: %s", self._job_id, error)
-            self._written = progress
 
 
 def next_part(job: JobRow) -> PartRow | None:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from fake_engine import FakeEngine, FakeExtraction
+from sparcom_data.archive import open_archive
 from sparcom_data.errors import StorageError
 from sparcom_server.access.gate import Gate
 from sparcom_server.access.keys import list_keys
@@ -20,6 +21,7 @@ from sparcom_server.settings import ServerSettings
 
 Start = Callable[..., Any]
 ANN = Principal("ann", "user", "id")
+NO_BOS = "the tokenizer of models has no BOS"
 
 
 def test_no_log_holds_a_key(process: Start) -> None:
@@ -101,7 +103,14 @@ class Talkative(FakeEngine):
         self.warnings = [f"the tokenizer of {path.parent}/models has no BOS"]
         if self.committed:
             raise StorageError(f"writing {path}/zarr.json failed")
+        self.models = path.parent / "models"
         return super().prepare(*arguments, **options)
+
+    def plan(self, *arguments: Any) -> Any:
+        """Store the path of the model, and a warning with a path."""
+        attributes, *rest = super().plan(*arguments)
+        model = attributes.model.model_copy(update={"id": str(self.models / "base")})
+        return attributes.model_copy(update={"model": model, "warnings": self.warnings}), *rest
 
 
 def test_users_read_no_path_of_the_server(start: Start, client: Start) -> None:
@@ -122,5 +131,22 @@ def test_users_read_no_path_of_the_server(start: Start, client: Start) -> None:
     assert all(path in admin.get(route).text for route in reasons)
     assert "chunk m.zarr/neuron/active/c.0 is damaged; see 'engine log'" in ann.get(reasons[0]).text
     assert "chunk m.zarr/neuron/active/c.0 is damaged; see 'engine log'" in ann.get(reasons[1]).text
-    assert ann.get(reasons[0]).json()["warnings"] == ["the tokenizer of models has no BOS"]
+    assert ann.get(reasons[0]).json()["warnings"] == [NO_BOS]
     assert ann.get(reasons[2]).json()["error"]["message"] == "writing n.zarr/zarr.json failed"
+
+
+def test_archives_of_keys_hold_no_path(start: Start, client: Start) -> None:
+    """Neither a store nor what is made from it can show one to a user. Without keys, the path of the model is kept."""
+    running = start(Talkative())
+    open_one = running.post(1, archive="o").json()
+    running.wait(open_one["id"])
+    ann = client(running, "ann")
+    job = ann.post("/v1/extractions", json={"instructions": [{"id": "a", "text": "x"}], "archive": "m"}).json()
+    running.wait_for(lambda: ann.get(f"/v1/extractions/{job['id']}").json()["finished"])
+    path, headers = str(running.archives), {"Authorization": ann.headers["Authorization"]}
+    found = [open_archive(running.archives / f"{name}.zarr").attributes for name in ("o", "ann~m")]
+    assert [one.model.id for one in found] == [f"{path}/models/base", "base"]
+    assert [one.warnings for one in found] == [[f"the tokenizer of {path}/models has no BOS"], [NO_BOS]]
+    address = f"{running.url}/v1/archives/m/zarr"
+    assert path not in ann.get(f"{address}/zarr.json").text
+    assert open_archive(address, headers=headers).attributes == found[1]
