@@ -18,6 +18,7 @@ UNSET = ("VLLM_LOGGING_LEVEL", "PYTHONWARNINGS")
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_only_useful_lines_are_printed(tmp_path: Path) -> None:
     """With the repository's example on standard input, three lines are printed, and none of vLLM's warnings.
 

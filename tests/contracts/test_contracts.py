@@ -22,6 +22,7 @@ LATER = {"0.24.0": "not SituAndMul"}  # classes that came later
 SHARED = ("capture/test_rows.py", "capture/ops/test_experts_triton.py", "capture/discovery/test_activations.py")
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("version", ["installed", *VERSIONS])
 def test_contracts(version: str) -> None:

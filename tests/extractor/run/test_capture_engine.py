@@ -274,6 +274,7 @@ def generate(engine: Any, prompts: Sequence[Sequence[int]], plan: Callable[[int]
     return engine.loop.run(all_of_them())
 
 
+@pytest.mark.slow
 def test_capture_changes_no_token(
     start_engine: Callable[..., Any],
     tiny_engine: Any,
@@ -288,6 +289,7 @@ def test_capture_changes_no_token(
     assert len({tuple(tokens) for tokens in expected}) > 6, "the prompts must not all be answered alike"
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_writes(
     start_engine: Callable[..., Any],
     tiny_engine: Any,

@@ -24,6 +24,8 @@ from sparcom_server.database.tables import ArchiveRow, InstructionRow, JobRow, P
 from sparcom_server.jobs import runner
 from writing_engine import WritingEngine, assert_rows
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Any]
 BUSY = 0.2
 JSONL = {"Content-Type": "application/jsonl"}

@@ -19,6 +19,8 @@ from helpers import instructions
 from sparcom_data.archive import open_archive
 from sparcom_server.run import CLOSE_SECONDS
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Any]
 JSONL = {"Content-Type": "application/jsonl"}
 COUNT = 60

@@ -22,6 +22,8 @@ from sparcom_data.verify import verify_archive
 from sparcom_server.jobs import runner
 from writing_engine import WritingEngine, assert_rows
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Any]
 COUNT = 16
 BATCH = [{"id": f"i{n}", "text": " ".join([f"w{n}"] * (1 + n % 7)), "category": "C"} for n in range(COUNT)]
