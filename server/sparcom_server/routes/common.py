@@ -53,10 +53,13 @@ class PolledRoute(APIRoute):
     """A route that hundreds of clients request every second. Its function takes `request` and the parts of the path.
 
     FastAPI calls it without resolving dependencies and without validating the response, half of the time of a poll.
+    Raises TypeError for a dependency other than `authenticate`, which would not run.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the function that answers a request."""
+        if any(one.dependency is not authenticate for one in self.dependencies):
+            raise TypeError(f"a polled route can have no dependency but authenticate; {self.path} has others")
 
         async def answer(request: Request) -> Response:
             await authenticate(request)

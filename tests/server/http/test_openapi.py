@@ -9,10 +9,12 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
+from fastapi import Depends
 
 from fake_engine import FakeEngine
 from fixtures import new_key
 from sparcom_server.http import examples
+from sparcom_server.routes.common import AdminOnly, PolledRoute, authenticate
 
 Start = Callable[..., Any]
 NO_CONTENT = {204, 304}
@@ -130,3 +132,9 @@ def test_parts_of_files_are_documented(start: Start, headers: dict[str, str]) ->
     response = running.http.get("/v1/archives/first/zarr/zarr.json", headers=headers)
     assert response.status_code in {206, 304, 416}
     check_response(document, operation, response)
+
+
+def test_a_polled_route_refuses_dependencies_that_would_not_run() -> None:
+    """A polled route calls nothing but `authenticate`; a route for admins alone would be open to all."""
+    with pytest.raises(TypeError, match="no dependency but authenticate"):
+        PolledRoute("/jobs", lambda: None, dependencies=[Depends(authenticate), AdminOnly])
