@@ -25,8 +25,8 @@ MAX_DEATHS = 2  # of the engine while one instruction ran alone
 class Batch:
     """Instructions of a job.
 
-    suspects: indices to run alone. Those that ran at a death come last: if it had another cause, a second one rarely
-    meets them again. killers: indices that killed the engine too often.
+    suspects: indices to run alone, by ascending number of deaths, so that two kills from outside rarely meet one
+    instruction. killers: indices that killed the engine too often.
     """
 
     instructions: Sequence[Instruction]

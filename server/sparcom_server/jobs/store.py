@@ -343,7 +343,7 @@ class JobStore:
             changed.set()
 
     def _require_room(self, session: Session) -> int:
-        """Return the number of unfinished jobs, if one more may wait."""
+        """Return the number of unfinished jobs. Raises QueueFullError if no more may wait."""
         query = select(JobRow.state, func.count()).where(JobRow.state.in_(UNFINISHED)).group_by(JobRow.state)
         counts: dict[str, int] = dict(session.execute(query).all())
         waiting, unfinished = counts.get("queued", 0), sum(counts.values())
